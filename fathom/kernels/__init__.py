@@ -1,0 +1,40 @@
+"""Operations that have a fast path (report §3.3), each beside the slow reference that it must equal.
+
+This is the one place that is imported from; which implementation runs is decided inside, by device and dtype.
+"""
+
+from fathom.kernels.attention import (
+    ALL,
+    Expansion,
+    HeadShape,
+    Visible,
+    absorbed_attention,
+    expanded_attention,
+)
+from fathom.kernels.cross_entropy import IGNORE, linear_cross_entropy
+from fathom.kernels.fuse import compile_elementwise
+from fathom.kernels.linear import grouped_linear, linear
+from fathom.kernels.norm import rms_norm
+from fathom.kernels.permute import gather_rows, scatter_rows
+from fathom.kernels.recompute import remember
+from fathom.kernels.swiglu import swiglu, swiglu_pair
+
+__all__ = [
+    "ALL",
+    "IGNORE",
+    "Expansion",
+    "HeadShape",
+    "Visible",
+    "absorbed_attention",
+    "compile_elementwise",
+    "expanded_attention",
+    "gather_rows",
+    "grouped_linear",
+    "linear",
+    "linear_cross_entropy",
+    "remember",
+    "rms_norm",
+    "scatter_rows",
+    "swiglu",
+    "swiglu_pair",
+]

@@ -1,0 +1,128 @@
+"""Output head and cross-entropy in one rule, a chunk of positions at a time (the loss of report §2.2 and §4).
+
+Logits of a batch are its largest tensor (positions x vocabulary) and are needed for a moment only. Each
+chunk's logits are made, turned into its loss and, in place, into its gradient (softmax minus one-hot),
+and multiplied on into the gradients of hidden states and head while they are still in cache. So the forward
+pass already holds the gradients for a loss gradient of 1, and backward scales them. Sums are in float32.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from fathom.kernels.cpu_gemm import fast_products
+
+IGNORE = -100
+"""Target of a position that does not count."""
+
+_CHUNK_NUMBERS = 1 << 22
+"""Logits made at a time (16 MiB in float32), which stays inside a CPU's last cache."""
+
+
+def linear_cross_entropy_reference(
+    hidden_ND: Tensor, weight_VD: Tensor, targets_N: Tensor
+) -> Tensor:
+    """Sum of cross-entropies from whole logits."""
+    logits = hidden_ND.float() @ weight_VD.float().T
+    return torch.nn.functional.cross_entropy(
+        logits, targets_N, ignore_index=IGNORE, reduction="sum"
+    )
+
+
+def _chunk_loss(logits_CV: Tensor, targets_C: Tensor, valid_C: Tensor) -> Tensor:
+    """Sum of the chunk's losses; leaves softmax - one_hot in `logits_CV`.
+
+    logsumexp = max - log(largest softmax), which never underflows; so one softmax serves loss and gradient.
+    """
+    picked = targets_C.clamp_min(0)[:, None]
+    target_logit = logits_CV.gather(1, picked)[:, 0]
+    largest_C = logits_CV.amax(1)
+    torch.softmax(logits_CV, dim=1, out=logits_CV)
+    lse_C = largest_C - logits_CV.amax(1).log()
+    loss = ((lse_C - target_logit) * valid_C).sum()
+    logits_CV.scatter_add_(1, picked, logits_CV.new_full(picked.shape, -1.0))
+    return loss
+
+
+def _one_chunk(
+    hidden_CD: Tensor,
+    weight_VD: Tensor,
+    targets_C: Tensor,
+    grad_hidden_CD: Tensor | None,
+    grad_weight_VD: Tensor | None,
+) -> Tensor:
+    """Loss of one chunk; its gradients are written to `grad_hidden_CD` and added to `grad_weight_VD`."""
+    valid_C = targets_C != IGNORE
+    logits = (hidden_CD @ weight_VD.T).float()
+    loss = _chunk_loss(logits, targets_C, valid_C)
+    if grad_hidden_CD is None and grad_weight_VD is None:
+        return loss
+    if not valid_C.all():
+        logits.mul_(valid_C[:, None])
+    grad_logits = logits.to(hidden_CD.dtype)
+    if grad_hidden_CD is not None:
+        grad_hidden_CD.copy_(grad_logits @ weight_VD)
+    if grad_weight_VD is not None:
+        _add_product(grad_weight_VD, grad_logits, hidden_CD)
+    return loss
+
+
+class _LinearCrossEntropy(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, hidden_ND: Tensor, weight_VD: Tensor, targets_N: Tensor, dtype: torch.dtype
+    ) -> Tensor:
+        weight = weight_VD.to(dtype)
+        wants_hidden, wants_weight = ctx.needs_input_grad[:2]
+        grad_hidden = torch.empty_like(hidden_ND) if wants_hidden else None
+        grad_weight = torch.zeros_like(weight_VD, dtype=torch.float32) if wants_weight else None
+        total = torch.zeros((), dtype=torch.float32, device=hidden_ND.device)
+        chunk = max(1, _CHUNK_NUMBERS // weight.shape[0])
+        for start in range(0, hidden_ND.shape[0], chunk):
+            rows = slice(start, start + chunk)
+            with fast_products(chunk, hidden_ND.device):
+                total += _one_chunk(
+                    hidden_ND[rows].to(dtype),
+                    weight,
+                    targets_N[rows],
+                    None if grad_hidden is None else grad_hidden[rows],
+                    grad_weight,
+                )
+        ctx.save_for_backward(grad_hidden, grad_weight)
+        ctx.weight_dtype = weight_VD.dtype
+        return total
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:
+        grad_hidden, grad_weight = ctx.saved_tensors
+        return (
+            None if grad_hidden is None else grad_hidden * grad,
+            None if grad_weight is None else (grad_weight * grad).to(ctx.weight_dtype),
+            None,
+            None,
+        )
+
+
+def _add_product(total_VD: Tensor, grad_CV: Tensor, hidden_CD: Tensor) -> None:
+    """total += grad^T hidden, in float32 whatever the product's dtype."""
+    if grad_CV.dtype == total_VD.dtype:
+        total_VD.addmm_(grad_CV.T, hidden_CD)
+    else:
+        total_VD += grad_CV.T @ hidden_CD
+
+
+def linear_cross_entropy(
+    hidden_ND: Tensor, weight_VD: Tensor, targets_N: Tensor, dtype: torch.dtype | None = None
+) -> Tensor:
+    """Sum over positions of -log softmax(hidden W^T)[target], a float32 scalar.
+
+    hidden [N, D], weight [V, D], targets int64 [N] with `IGNORE` where a position does not count. The
+    product is computed in `dtype` (default: the weight's), the softmax in float32.
+    """
+    dtype = dtype or weight_VD.dtype
+    return _LinearCrossEntropy.apply(hidden_ND, weight_VD, targets_N, dtype)

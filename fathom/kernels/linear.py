@@ -1,0 +1,149 @@
+"""Matrix products, dense and grouped by expert, each one autograd rule (the seam of DESIGN §1).
+
+`Linear` and `GroupedLinear` of the model call these; FP8, weight-only quantisation and a split backward
+replace them from outside. `dtype` is the dtype of the product: operands are cast to it here, weights stay
+as they are, gradients return in the dtype of what they belong to. There is no autocast anywhere.
+
+Shapes: N rows, I in, O out, E experts. A grouped product multiplies consecutive runs of rows, `counts[e]`
+of them, by the matrix of expert e; no row is dropped and none is padded.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from fathom.kernels.cpu_gemm import fast_products
+from fathom.kernels.recompute import keep, kept
+
+
+class _Linear(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight_OI: Tensor, dtype: torch.dtype) -> Tensor:
+        keep(ctx, x, weight_OI)
+        ctx.dtype = dtype
+        with fast_products(x.shape[:-1].numel(), x.device):
+            return torch.nn.functional.linear(x.to(dtype), weight_OI.to(dtype))
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
+        x, weight_OI = kept(ctx)
+        grad_NO = grad.to(ctx.dtype).reshape(-1, grad.shape[-1])
+        grad_x = grad_weight = None
+        with fast_products(grad_NO.shape[0], grad.device):
+            if ctx.needs_input_grad[0]:
+                grad_x = (grad_NO @ weight_OI.to(ctx.dtype)).view(x.shape).to(x.dtype)
+            if ctx.needs_input_grad[1]:
+                x_NI = x.to(ctx.dtype).reshape(-1, x.shape[-1])
+                grad_weight = (grad_NO.T @ x_NI).to(weight_OI.dtype)
+        return grad_x, grad_weight, None
+
+
+def linear(x: Tensor, weight_OI: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+    """x [..., I] times weight [O, I] transposed -> [..., O], computed in `dtype` (default: the weight's)."""
+    return _Linear.apply(x, weight_OI, dtype or weight_OI.dtype)
+
+
+def runs(counts: list[int]) -> list[tuple[int, int, int]]:
+    """(expert, first row, end row) of every expert that has rows."""
+    found, start = [], 0
+    for expert, count in enumerate(counts):
+        if count:
+            found.append((expert, start, start + count))
+        start += count
+    return found
+
+
+def grouped_reference(x_NI: Tensor, weight_EOI: Tensor, counts: list[int]) -> Tensor:
+    """The grouped product as a plain loop with torch's own autograd; what the rule below must equal."""
+    parts = torch.split(x_NI, counts)
+    return torch.cat([part @ weight_EOI[e].T for e, part in enumerate(parts)])
+
+
+def _product(x_NI: Tensor, weight_EOI: Tensor, counts: list[int], transposed: bool) -> Tensor:
+    """Rows of each run times that expert's matrix ([O, I], used transposed unless `transposed`)."""
+    matrices = weight_EOI if transposed else weight_EOI.transpose(1, 2)
+    out = x_NI.new_empty(x_NI.shape[0], matrices.shape[2])
+    with fast_products(x_NI.shape[0] // len(counts), x_NI.device):
+        for expert, start, end in runs(counts):
+            torch.mm(x_NI[start:end], matrices[expert], out=out[start:end])
+    return out
+
+
+def _outer(grad_NO: Tensor, x_NI: Tensor, counts: list[int]) -> Tensor:
+    """Weight gradients [E, O, I]: each run's grad^T x, zero for experts without rows."""
+    out = grad_NO.new_empty(len(counts), grad_NO.shape[1], x_NI.shape[1])
+    with fast_products(x_NI.shape[0] // len(counts), x_NI.device):
+        for expert, start, end in runs(counts):
+            torch.mm(grad_NO[start:end].T, x_NI[start:end], out=out[expert])
+    for expert, count in enumerate(counts):
+        if not count:
+            out[expert].zero_()
+    return out
+
+
+class _GroupedLinear(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, x_NI: Tensor, weight_EOI: Tensor, counts: list[int], dtype: torch.dtype
+    ) -> Tensor:
+        keep(ctx, x_NI, weight_EOI)
+        ctx.counts, ctx.dtype = counts, dtype
+        return _product(x_NI.to(dtype), weight_EOI.to(dtype), counts, transposed=False)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_NO: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:
+        x_NI, weight_EOI = kept(ctx)
+        grad_NO = grad_NO.to(ctx.dtype).contiguous()
+        grad_x = grad_weight = None
+        if ctx.needs_input_grad[0]:
+            grad_x = _product(grad_NO, weight_EOI.to(ctx.dtype), ctx.counts, True).to(x_NI.dtype)
+        if ctx.needs_input_grad[1]:
+            grad_weight = _outer(grad_NO, x_NI.to(ctx.dtype), ctx.counts).to(weight_EOI.dtype)
+        return grad_x, grad_weight, None, None
+
+
+class _GroupedOnDevice(torch.autograd.Function):
+    """The same rule where a loop would wait for the device: torch's grouped_mm, counts stay on the device."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, x_NI: Tensor, weight_EOI: Tensor, ends_E: Tensor, dtype: torch.dtype
+    ) -> Tensor:
+        keep(ctx, x_NI, weight_EOI, ends_E)
+        ctx.dtype = dtype
+        matrices = weight_EOI.to(dtype).transpose(1, 2)
+        return torch.nn.functional.grouped_mm(x_NI.to(dtype), matrices, offs=ends_E)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_NO: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:
+        x_NI, weight_EOI, ends_E = kept(ctx)
+        grad_NO = grad_NO.to(ctx.dtype).contiguous()
+        product = torch.nn.functional.grouped_mm
+        grad_x = grad_weight = None
+        if ctx.needs_input_grad[0]:
+            grad_x = product(grad_NO, weight_EOI.to(ctx.dtype), offs=ends_E).to(x_NI.dtype)
+        if ctx.needs_input_grad[1]:
+            x = x_NI.to(ctx.dtype)
+            grad_weight = product(grad_NO.T, x, offs=ends_E).to(weight_EOI.dtype)
+        return grad_x, grad_weight, None, None
+
+
+def grouped_linear(
+    x_NI: Tensor, weight_EOI: Tensor, counts_E: Tensor, dtype: torch.dtype | None = None
+) -> Tensor:
+    """Rows [N, I], sorted by expert, times their expert's [O, I] transposed -> [N, O].
+
+    `counts_E` (int64 [E], summing to N) says how many rows each expert has. On a CUDA device with BF16
+    products the counts stay there; elsewhere they are read once and the runs are looped over.
+    """
+    dtype = dtype or weight_EOI.dtype
+    if x_NI.is_cuda and dtype == torch.bfloat16:
+        return _GroupedOnDevice.apply(x_NI, weight_EOI, counts_E.cumsum(0).to(torch.int32), dtype)
+    return _GroupedLinear.apply(x_NI, weight_EOI, counts_E.tolist(), dtype)

@@ -1,0 +1,123 @@
+"""What one forward pass of the model carries from block to block besides the hidden states."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from fathom import kernels
+from fathom.errors import GenerationError
+from fathom.model.cache import LatentCache
+from fathom.model.config import ModelConfig
+from fathom.model.rope import RotaryTable, Rotation
+
+
+@dataclass
+class RouterRecord:
+    """What one MoE block's router did in one pass: affinities [B, T, E] (if asked for), tokens per expert [E]."""
+
+    scores_BTE: Tensor | None
+    load_E: Tensor
+
+
+@dataclass
+class Context:
+    """Positions, visibility and cache of one pass; routers write what they did into `routers`."""
+
+    rotation: Rotation
+    visible: kernels.Visible = kernels.ALL
+    cache: LatentCache | None = None
+    token_mask: Tensor | None = None
+    keep_scores: bool = False
+    routers: list[RouterRecord] = field(default_factory=list)
+
+    def shortened(self, length: int) -> Context:
+        """The same pass for the first `length` positions only (an MTP module's view); routers are shared."""
+        cos, sin = self.rotation.cos[:, :length], self.rotation.sin[:, :length]
+        mask = None if self.token_mask is None else self.token_mask[:, :length]
+        return Context(
+            Rotation(cos, sin),
+            _shorten(self.visible, length),
+            None,
+            mask,
+            self.keep_scores,
+            self.routers,
+        )
+
+
+def _shorten(visible: kernels.Visible, length: int) -> kernels.Visible:
+    segments = visible.segments
+    if segments is not None:
+        segments = tuple(
+            tuple((lo, min(hi, length)) for lo, hi in row if lo < length) for row in segments
+        )
+    mask = None if visible.mask is None else visible.mask[..., :length, :length]
+    return kernels.Visible(segments, mask)
+
+
+def document_segments(document_ids_BT: Tensor) -> tuple[tuple[tuple[int, int], ...], ...]:
+    """Runs of equal ids per row as (start, end), the pieces that attend to themselves only."""
+    rows = []
+    for row in document_ids_BT.tolist():
+        cuts = [i for i in range(1, len(row)) if row[i] != row[i - 1]]
+        rows.append(tuple(zip([0, *cuts], [*cuts, len(row)], strict=True)))
+    return tuple(rows)
+
+
+def visibility(
+    attention_mask_BS: Tensor | None, document_ids_BT: Tensor | None, start: int, T: int
+) -> kernels.Visible:
+    """Which keys each query sees, from the caller's padding mask and document ids.
+
+    `start` is how many tokens the cache holds; the padding mask covers those and the T new ones.
+    """
+    if attention_mask_BS is None:
+        if document_ids_BT is None:
+            return kernels.ALL
+        return kernels.Visible(segments=document_segments(document_ids_BT))
+    S = start + T
+    if attention_mask_BS.shape[1] != S:
+        raise GenerationError(
+            f"attention_mask covers {attention_mask_BS.shape[1]} tokens, but {start} are cached and {T} new; "
+            f"pass a mask over all {S}"
+        )
+    device = attention_mask_BS.device
+    query, key = torch.arange(start, S, device=device), torch.arange(S, device=device)
+    mask = (key <= query[:, None]) & attention_mask_BS.bool()[:, None, :]
+    if document_ids_BT is not None:
+        mask &= document_ids_BT[:, :, None] == document_ids_BT[:, None, :]
+    # A padding token sees itself, so that no row of the softmax is empty.
+    return kernels.Visible(mask=(mask | (key == query[:, None]))[:, None])
+
+
+def build_context(
+    config: ModelConfig,
+    table: RotaryTable,
+    tokens_BT: Tensor,
+    attention_mask: Tensor | None,
+    positions: Tensor | None,
+    document_ids: Tensor | None,
+    cache: LatentCache | None,
+    keep_scores: bool = False,
+) -> Context:
+    """Check the arguments of a forward pass and derive rotation and visibility from them."""
+    T = tokens_BT.shape[1]
+    start = 0 if cache is None else cache.length
+    if start + T > config.max_position_embeddings:
+        raise GenerationError(
+            f"a context of {start + T} tokens exceeds max_position_embeddings="
+            f"{config.max_position_embeddings}; shorten it, or extend the model's context"
+        )
+    if cache is not None and document_ids is not None:
+        raise GenerationError(
+            "document_ids cannot be combined with a cache; give each document its own"
+        )
+    if positions is None:
+        rotation = table.first(T, tokens_BT.device, start)
+    else:
+        rotation = table.at(positions)
+    visible = visibility(attention_mask, document_ids, start, T)
+    token_mask = None if attention_mask is None else attention_mask[:, start:].bool()
+    return Context(rotation, visible, cache, token_mask, keep_scores)

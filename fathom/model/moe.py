@@ -1,0 +1,116 @@
+"""DeepSeekMoE (report §2.1.2, eq 12): shared experts for every token, K routed experts for each.
+
+A block is four calls, so that two micro-batches can be interleaved from outside: attention, `dispatch` (rows to their
+experts), `experts` (grouped products), `combine` (weighted sums back). The dispatcher is the second seam of the
+model (DESIGN §1): locally a stable sort by expert; expert parallelism puts an all-to-all in its place.
+No token is dropped and none is padded to a capacity.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from fathom import kernels
+from fathom.model.config import ModelConfig
+from fathom.model.context import Context, RouterRecord
+from fathom.model.layers import MLP
+from fathom.model.router import Router, affinities, choose
+
+
+@dataclass
+class Dispatched:
+    """Rows in expert order [R, D], how many each expert has [E], and what `combine` needs to undo it."""
+
+    rows_RD: Tensor
+    counts_E: Tensor
+    weights_NK: Tensor
+    token_R: Tensor
+    place_NK: Tensor
+
+
+class LocalDispatcher:
+    """All experts on this device: rows are sorted by expert, stably, and summed back in choice order."""
+
+    def dispatch(
+        self, x_ND: Tensor, indices_NK: Tensor, weights_NK: Tensor, counts_E: Tensor
+    ) -> Dispatched:
+        """Gather each token's row once per chosen expert."""
+        K = indices_NK.shape[1]
+        order = indices_NK.flatten().argsort(stable=True)
+        place = torch.empty_like(order)
+        place[order] = torch.arange(order.shape[0], device=order.device)
+        token_R, place_NK = order // K, place.view(-1, K)
+        rows_RD = kernels.scatter_rows(x_ND, token_R, place_NK)
+        return Dispatched(rows_RD, counts_E, weights_NK, token_R, place_NK)
+
+    def combine(self, rows_RD: Tensor, sent: Dispatched) -> Tensor:
+        """Weighted sum of each token's rows [N, D]."""
+        return kernels.gather_rows(rows_RD, sent.weights_NK, sent.token_R, sent.place_NK)
+
+
+class Experts(nn.Module):
+    """A layer's routed experts, stacked: gate_up_proj [E, 2I, D] (gate rows first) and down_proj [E, D, I]."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        E, D, inner = config.n_routed_experts, config.hidden_size, config.moe_intermediate_size
+        self.gate_up_proj = nn.Parameter(torch.empty(E, 2 * inner, D))
+        self.down_proj = nn.Parameter(torch.empty(E, D, inner))
+        self.matmul: Callable[[Tensor, Tensor, Tensor, torch.dtype | None], Tensor] = (
+            kernels.grouped_linear
+        )
+        self.compute_dtype: torch.dtype | None = None
+        self.recompute = False
+
+    def forward(self, rows_RD: Tensor, counts_E: Tensor) -> Tensor:
+        """Rows sorted by expert [R, D] -> [R, D]."""
+        hidden = self.matmul(rows_RD, self.gate_up_proj, counts_E, self.compute_dtype)
+        hidden = kernels.swiglu(hidden, self.recompute)
+        return self.matmul(hidden, self.down_proj, counts_E, self.compute_dtype)
+
+
+class MoE(nn.Module):
+    """Router, routed experts and shared experts of one layer."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.gate = Router(config)
+        self.experts = Experts(config)
+        if config.n_shared_experts:
+            self.shared_experts = MLP(
+                config, config.n_shared_experts * config.moe_intermediate_size
+            )
+        self.dispatcher = LocalDispatcher()
+
+    def forward(self, x_BTD: Tensor, context: Context) -> Tensor:
+        """[B, T, D] -> [B, T, D] without the residual (eq 12)."""
+        x_ND = x_BTD.flatten(0, 1)
+        sent = self.dispatch(x_BTD, x_ND, context)
+        routed = self.dispatcher.combine(self.experts(sent.rows_RD, sent.counts_E), sent)
+        if self.config.n_shared_experts:
+            routed = routed + self.shared_experts(x_BTD).flatten(0, 1)
+        return routed.view_as(x_BTD)
+
+    def dispatch(self, x_BTD: Tensor, x_ND: Tensor, context: Context) -> Dispatched:
+        """Route every token, count the load, and send the rows off."""
+        scores_NE = affinities(self.gate(x_BTD).flatten(0, 1), self.config)
+        indices, weights = choose(scores_NE, self.gate.e_score_correction_bias, self.config)
+        counts_E = self._count(indices, None)
+        load_E = counts_E
+        if context.token_mask is not None:
+            load_E = self._count(indices, context.token_mask.flatten())
+        if self.training:
+            self.gate.expert_load += load_E
+        kept = scores_NE.view(*x_BTD.shape[:2], -1) if context.keep_scores else None
+        context.routers.append(RouterRecord(kept, load_E))
+        return self.dispatcher.dispatch(x_ND, indices, weights.to(x_ND.dtype), counts_E)
+
+    def _count(self, indices_NK: Tensor, mask_N: Tensor | None) -> Tensor:
+        """Choices per expert [E], of the unmasked tokens only."""
+        chosen = (indices_NK if mask_N is None else indices_NK[mask_N]).flatten()
+        return torch.bincount(chosen, minlength=self.config.n_routed_experts)

@@ -1,0 +1,194 @@
+"""The whole model (report §2): embedding, blocks, final norm, output head, and the MTP modules.
+
+Built for one device and without knowledge of processes, training or serving. Matrix products and dispatch are the two
+seams through which precision and parallelism come in from outside (DESIGN §1).
+
+Shapes: B batch, T positions, D hidden, V vocabulary, E experts, M MoE blocks.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from fathom.model.block import Block
+from fathom.model.cache import LatentCache
+from fathom.model.config import ModelConfig
+from fathom.model.context import Context, RouterRecord, build_context
+from fathom.model.layers import MLP, Linear, RMSNorm
+from fathom.model.moe import Experts, MoE
+from fathom.model.mtp import MTPModule
+from fathom.model.rope import RotaryTable, softmax_scale
+from fathom.model.router import Router
+
+
+@dataclass
+class ModelOutput:
+    """What a forward pass gives.
+
+    logits [B, T, V]; mtp_logits: for depth k = 1..D a tensor [B, T-k, V] whose row i predicts token i + k + 1;
+    expert_load: int64 [M, E], tokens sent to each expert of each MoE block (main blocks first, then MTP's).
+    """
+
+    logits: Tensor
+    mtp_logits: list[Tensor]
+    expert_load: Tensor
+
+
+@dataclass
+class Trunk:
+    """Hidden states right before the output head: main [B, T, D], MTP depth k [B, T-k, D], and the routers' records."""
+
+    hidden: Tensor
+    mtp_hidden: list[Tensor]
+    routers: list[RouterRecord]
+
+
+class Decoder(nn.Module):
+    """Everything but the output head; called `model` so that tensors have their released names."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.layers = nn.ModuleList(Block(config, i) for i in range(config.num_hidden_layers))
+        self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        depths = range(1, config.num_nextn_predict_layers + 1)
+        self.mtp = nn.ModuleList(MTPModule(config, depth) for depth in depths)
+
+
+class Transformer(nn.Module):
+    """A model of the DeepSeek-V3 family, initialised as in the report (§4.2); works on the meta device."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.model = Decoder(config)
+        self.lm_head = Linear(config.hidden_size, config.vocab_size)
+        if config.tie_word_embeddings:
+            self.lm_head.weight = self.model.embed_tokens.weight
+        self.rotary = RotaryTable(config)
+        self.compute_dtype: torch.dtype | None = None
+        self.reset_parameters()
+
+    @torch.no_grad()
+    def reset_parameters(self) -> None:
+        """Normal weights of the configured deviation (0.006 in the report), norms at one, router bias at zero."""
+        for parameter in self.parameters():
+            if parameter.dim() == 1:
+                parameter.fill_(1.0)
+            else:
+                parameter.normal_(0.0, self.config.initializer_range)
+
+    def forward(
+        self,
+        tokens: Tensor,
+        attention_mask: Tensor | None = None,
+        positions: Tensor | None = None,
+        document_ids: Tensor | None = None,
+        cache: LatentCache | None = None,
+        mtp: bool = True,
+    ) -> ModelOutput:
+        """Logits of int64 tokens [B, T].
+
+        attention_mask [B, S]: 0 on padding, over cached and new tokens. positions [B, T]: where each token stands, by
+        default behind the cache. document_ids [B, T]: tokens see their own document only (runs of equal ids).
+        With a cache the new tokens are appended to it and MTP is left out.
+        """
+        trunk = self.trunk(
+            tokens, attention_mask, positions, document_ids, cache, mtp=mtp and cache is None
+        )
+        return ModelOutput(
+            self.lm_head(trunk.hidden),
+            [self.lm_head(hidden) for hidden in trunk.mtp_hidden],
+            self._stack_loads(trunk.routers),
+        )
+
+    def trunk(
+        self,
+        tokens: Tensor,
+        attention_mask: Tensor | None = None,
+        positions: Tensor | None = None,
+        document_ids: Tensor | None = None,
+        cache: LatentCache | None = None,
+        mtp: bool = True,
+        keep_scores: bool = False,
+    ) -> Trunk:
+        """The pass up to the output head; `forward`'s arguments, and `keep_scores` for the balance loss."""
+        context = build_context(
+            self.config,
+            self.rotary,
+            tokens,
+            attention_mask,
+            positions,
+            document_ids,
+            cache,
+            keep_scores,
+        )
+        embedded = self.model.embed_tokens(tokens)
+        if self.compute_dtype is not None:
+            embedded = embedded.to(self.compute_dtype)
+        raw = embedded
+        for layer in self.model.layers:
+            raw = layer(raw, context)
+        hidden = self.model.norm(raw)
+        if cache is not None:
+            cache.advance(tokens.shape[1])
+        depths = self._predict_further(raw, hidden, embedded, context) if mtp else []
+        return Trunk(hidden, depths, context.routers)
+
+    def _predict_further(
+        self, raw: Tensor, hidden: Tensor, embedded: Tensor, context: Context
+    ) -> list[Tensor]:
+        """States of the MTP modules before the shared head (eqs 21-22), as deep as the sequence allows."""
+        post_norm = self.config.mtp_hidden == "post_norm"
+        state, found = hidden if post_norm else raw, []
+        for depth, module in enumerate(self.model.mtp, start=1):
+            length = embedded.shape[1] - depth
+            if length < 1:
+                break
+            raw = module(state[:, :length], context.shortened(length), embedded[:, depth:])
+            found.append(module.shared_head.norm(raw))
+            state = found[-1] if post_norm else raw
+        return found
+
+    def _stack_loads(self, routers: list[RouterRecord]) -> Tensor:
+        if not routers:
+            return torch.zeros(0, self.config.n_routed_experts, dtype=torch.int64)
+        return torch.stack([record.load_E for record in routers])
+
+    def moe_layers(self) -> list[tuple[str, MoE]]:
+        """(name, module) of every MoE block in the order of `expert_load`'s rows, MTP's last."""
+        return [(name, m) for name, m in self.named_modules() if isinstance(m, MoE)]
+
+    def routers(self) -> list[Router]:
+        """The routers of `moe_layers`, in order."""
+        return [moe.gate for _, moe in self.moe_layers()]
+
+    def num_parameters(self) -> int:
+        """Parameters, tied ones once; router biases are buffers and not counted."""
+        return sum(parameter.numel() for parameter in self.parameters())
+
+    def set_compute_dtype(self, dtype: torch.dtype | None) -> None:
+        """Dtype of matrix products and of the residual stream; weights stay as they are. None: the weights' own."""
+        self.compute_dtype = dtype
+        for module in self.modules():
+            if isinstance(module, Linear | Experts):
+                module.compute_dtype = dtype
+
+    def set_recompute(self, enabled: bool) -> None:
+        """Make norms, MLA up-projections and SwiGLU again in backward instead of keeping them (report §3.2.3)."""
+        for module in self.modules():
+            if hasattr(module, "recompute"):
+                module.recompute = enabled
+        assert not enabled or any(isinstance(module, MLP | Experts) for module in self.modules())
+
+    def set_rope_scaling(self, rope_scaling: dict | None) -> None:
+        """Switch YaRN on, off or over between training stages (report §4.3); weights are untouched."""
+        self.config = self.config.replace(rope_scaling=rope_scaling)
+        self.rotary = RotaryTable(self.config)
+        for module in self.modules():
+            if isinstance(module, Block):
+                module.self_attn.config = self.config
+                module.self_attn.scale = softmax_scale(self.config)
