@@ -1,23 +1,20 @@
-"""Operations that have a fast path (report §3.3), each beside the slow reference that it must equal.
+"""Operations that have a fast path (report §3.3), each beside the slow reference that it must
+equal.
 
-This is the one place that is imported from; which implementation runs is decided inside, by device and dtype.
+This is the one place that is imported from; which implementation runs is decided inside, by device
+and dtype.
 """
 
-from fathom.kernels.attention import (
-    ALL,
-    Expansion,
-    HeadShape,
-    Visible,
-    absorbed_attention,
-    expanded_attention,
-)
+from fathom.kernels.attention import absorbed_attention, expanded_attention
 from fathom.kernels.cross_entropy import IGNORE, linear_cross_entropy
+from fathom.kernels.expansion import Expansion, HeadShape
 from fathom.kernels.fuse import compile_elementwise
 from fathom.kernels.linear import grouped_linear, linear
 from fathom.kernels.norm import rms_norm
 from fathom.kernels.permute import gather_rows, scatter_rows
 from fathom.kernels.recompute import remember
 from fathom.kernels.swiglu import swiglu, swiglu_pair
+from fathom.kernels.visible import ALL, Visible
 
 __all__ = [
     "ALL",

@@ -1,13 +1,14 @@
 """Float32 products at the full rate of a CPU that MKL serves badly.
 
-Torch's float32 products on x86 go to MKL, which leaves AVX-512 unused on processors that are not Intel's: half the rate
-of the same chip under oneDNN. Torch hands float32 products to oneDNN only where a reduced precision is
-permitted ("bf16" for oneDNN's matmul); without AMX units oneDNN has no reduced float32 kernel and computes in float32
-all the same. So inside our rules, and only there, the permission is given, on a processor with AVX-512 that is not
-Intel's and has no AMX, after a product has shown to be as exact as before. Everywhere else nothing is touched.
+Torch's float32 products on x86 go to MKL, which leaves AVX-512 unused on processors that are not
+Intel's: half the rate of the same chip under oneDNN. Torch hands float32 products to oneDNN only
+where a reduced precision is permitted ("bf16" for oneDNN's matmul); without AMX units oneDNN has no
+reduced float32 kernel and computes in float32 all the same. So inside our rules, and only there,
+the permission is given, on a processor with AVX-512 that is not Intel's and has no AMX, after a
+product has shown to be as exact as before. Everywhere else nothing is touched.
 
-The choice depends on the processor alone and never on a timing, so that a resumed run computes what the first did.
-For a handful of rows (decoding) MKL is faster and stays.
+The choice depends on the processor alone and never on a timing, so that a resumed run computes what
+the first did. For a handful of rows (decoding) MKL is faster and stays.
 """
 
 from __future__ import annotations
@@ -36,7 +37,9 @@ def _set(permission: str) -> None:
 
 @cache
 def onednn_is_better() -> bool:
-    """Whether this processor is one where oneDNN's float32 product is right and faster than MKL's."""
+    """Whether this processor is one where oneDNN's float32 product is right and faster than
+    MKL's.
+    """
     if not torch.backends.mkldnn.is_available() or _vendor_is_intel():
         return False
     if torch.backends.cpu.get_cpu_capability() != "AVX512" or torch.cpu._is_amx_tile_supported():
@@ -47,7 +50,9 @@ def onednn_is_better() -> bool:
 
 
 def _is_exact() -> bool:
-    """A product under the permission differs from float64 no more than float32 rounding explains."""
+    """A product under the permission differs from float64 no more than float32 rounding
+    explains.
+    """
     generator = torch.Generator().manual_seed(0)
     a = torch.randn(128, 256, generator=generator)
     b = torch.randn(256, 128, generator=generator)

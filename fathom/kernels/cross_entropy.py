@@ -1,9 +1,11 @@
-"""Output head and cross-entropy in one rule, a chunk of positions at a time (the loss of report §2.2 and §4).
+"""Output head and cross-entropy in one rule, a chunk of positions at a time (the loss of report
+§2.2 and §4).
 
-Logits of a batch are its largest tensor (positions x vocabulary) and are needed for a moment only. Each
-chunk's logits are made, turned into its loss and, in place, into its gradient (softmax minus one-hot),
-and multiplied on into the gradients of hidden states and head while they are still in cache. So the forward
-pass already holds the gradients for a loss gradient of 1, and backward scales them. Sums are in float32.
+Logits of a batch are its largest tensor (positions x vocabulary) and are needed for a moment only.
+Each chunk's logits are made, turned into its loss and, in place, into its gradient (softmax minus
+one-hot), and multiplied on into the gradients of hidden states and head while they are still in
+cache. So the forward pass already holds the gradients for a loss gradient of 1, and backward scales
+them. Sums are in float32.
 """
 
 from __future__ import annotations
@@ -19,8 +21,10 @@ from fathom.kernels.cpu_gemm import fast_products
 IGNORE = -100
 """Target of a position that does not count."""
 
-_CHUNK_NUMBERS = 1 << 22
-"""Logits made at a time (16 MiB in float32), which stays inside a CPU's last cache."""
+_CHUNK_NUMBERS, _CHUNK_ROWS = 1 << 22, 256
+"""Logits made at a time (16 MiB in float32, which stays inside a CPU's last cache), but at least
+so many rows.
+"""
 
 
 def linear_cross_entropy_reference(
@@ -36,7 +40,8 @@ def linear_cross_entropy_reference(
 def _chunk_loss(logits_CV: Tensor, targets_C: Tensor, valid_C: Tensor) -> Tensor:
     """Sum of the chunk's losses; leaves softmax - one_hot in `logits_CV`.
 
-    logsumexp = max - log(largest softmax), which never underflows; so one softmax serves loss and gradient.
+    logsumexp = max - log(largest softmax), which never underflows; so one softmax serves loss and
+    gradient.
     """
     picked = targets_C.clamp_min(0)[:, None]
     target_logit = logits_CV.gather(1, picked)[:, 0]
@@ -55,7 +60,9 @@ def _one_chunk(
     grad_hidden_CD: Tensor | None,
     grad_weight_VD: Tensor | None,
 ) -> Tensor:
-    """Loss of one chunk; its gradients are written to `grad_hidden_CD` and added to `grad_weight_VD`."""
+    """Loss of one chunk; its gradients are written to `grad_hidden_CD` and added to
+    `grad_weight_VD`.
+    """
     valid_C = targets_C != IGNORE
     logits = (hidden_CD @ weight_VD.T).float()
     loss = _chunk_loss(logits, targets_C, valid_C)
@@ -81,7 +88,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         grad_hidden = torch.empty_like(hidden_ND) if wants_hidden else None
         grad_weight = torch.zeros_like(weight_VD, dtype=torch.float32) if wants_weight else None
         total = torch.zeros((), dtype=torch.float32, device=hidden_ND.device)
-        chunk = max(1, _CHUNK_NUMBERS // weight.shape[0])
+        chunk = max(_CHUNK_ROWS, _CHUNK_NUMBERS // weight.shape[0])
         for start in range(0, hidden_ND.shape[0], chunk):
             rows = slice(start, start + chunk)
             with fast_products(chunk, hidden_ND.device):
@@ -121,8 +128,8 @@ def linear_cross_entropy(
 ) -> Tensor:
     """Sum over positions of -log softmax(hidden W^T)[target], a float32 scalar.
 
-    hidden [N, D], weight [V, D], targets int64 [N] with `IGNORE` where a position does not count. The
-    product is computed in `dtype` (default: the weight's), the softmax in float32.
+    hidden [N, D], weight [V, D], targets int64 [N] with `IGNORE` where a position does not count.
+    The product is computed in `dtype` (default: the weight's), the softmax in float32.
     """
     dtype = dtype or weight_VD.dtype
     return _LinearCrossEntropy.apply(hidden_ND, weight_VD, targets_N, dtype)

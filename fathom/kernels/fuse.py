@@ -1,9 +1,10 @@
 """Compiling the small elementwise functions inside the autograd rules, where that pays.
 
-A whole-model `torch.compile` takes a minute before the first step and gets in the way of rules that are
-to be replaced at the seams. What it wins on a CPU is the fusion of elementwise chains; those chains are a
-few small functions here, each compiled once for all layers. Off until `compile_elementwise(True)`; if the
-compiler is missing or fails, the plain function is used from then on and the reason is warned once.
+A whole-model `torch.compile` takes a minute before the first step and gets in the way of rules that
+are to be replaced at the seams. What it wins on a CPU is the fusion of elementwise chains; those
+chains are a few small functions here, each compiled once for all layers. Off until
+`compile_elementwise(True)`; if the compiler is missing or fails, the plain function is used from
+then on and the reason is warned once.
 """
 
 from __future__ import annotations
@@ -25,15 +26,21 @@ def compile_elementwise(enabled: bool) -> None:
     _state["enabled"] = enabled
 
 
-def fused(function: F) -> F:
-    """Decorate a small pure function: compiled while `compile_elementwise` is on, plain otherwise."""
+def fused(function: F, plain: F | None = None) -> F:
+    """A small pure function: compiled while `compile_elementwise` is on, otherwise itself or
+    `plain`.
+
+    `plain` is for functions that are quicker uncompiled when they write into their result by
+    halves.
+    """
+    uncompiled = plain or function
     compiled: Callable[..., Any] | None = None
 
     @wraps(function)
     def call(*arguments: Any) -> Any:
         nonlocal compiled
         if not _state["enabled"] or torch.compiler.is_compiling():
-            return function(*arguments)
+            return uncompiled(*arguments)
         if compiled is None:
             compiled = torch.compile(function, dynamic=True)
         try:
@@ -41,6 +48,6 @@ def fused(function: F) -> F:
         except Exception as problem:  # a compiler has many ways to fail; the plain form always works
             _state["enabled"] = False
             warnings.warn(f"torch.compile failed, going on without it: {problem}", stacklevel=2)
-            return function(*arguments)
+            return uncompiled(*arguments)
 
     return call  # type: ignore[return-value]

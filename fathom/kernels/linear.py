@@ -1,11 +1,12 @@
 """Matrix products, dense and grouped by expert, each one autograd rule (the seam of DESIGN §1).
 
-`Linear` and `GroupedLinear` of the model call these; FP8, weight-only quantisation and a split backward
-replace them from outside. `dtype` is the dtype of the product: operands are cast to it here, weights stay
-as they are, gradients return in the dtype of what they belong to. There is no autocast anywhere.
+`Linear` and `GroupedLinear` of the model call these; FP8, weight-only quantisation and a split
+backward replace them from outside. `dtype` is the dtype of the product: operands are cast to it
+here, weights stay as they are, gradients return in the dtype of what they belong to. There is no
+autocast anywhere.
 
-Shapes: N rows, I in, O out, E experts. A grouped product multiplies consecutive runs of rows, `counts[e]`
-of them, by the matrix of expert e; no row is dropped and none is padded.
+Shapes: N rows, I in, O out, E experts. A grouped product multiplies consecutive runs of rows,
+`counts[e]` of them, by the matrix of expert e; no row is dropped and none is padded.
 """
 
 from __future__ import annotations
@@ -44,7 +45,9 @@ class _Linear(torch.autograd.Function):
 
 
 def linear(x: Tensor, weight_OI: Tensor, dtype: torch.dtype | None = None) -> Tensor:
-    """x [..., I] times weight [O, I] transposed -> [..., O], computed in `dtype` (default: the weight's)."""
+    """x [..., I] times weight [O, I] transposed -> [..., O], computed in `dtype` (default: the
+    weight's).
+    """
     return _Linear.apply(x, weight_OI, dtype or weight_OI.dtype)
 
 
@@ -59,7 +62,9 @@ def runs(counts: list[int]) -> list[tuple[int, int, int]]:
 
 
 def grouped_reference(x_NI: Tensor, weight_EOI: Tensor, counts: list[int]) -> Tensor:
-    """The grouped product as a plain loop with torch's own autograd; what the rule below must equal."""
+    """The grouped product as a plain loop with torch's own autograd; what the rule below must
+    equal.
+    """
     parts = torch.split(x_NI, counts)
     return torch.cat([part @ weight_EOI[e].T for e, part in enumerate(parts)])
 
@@ -109,7 +114,9 @@ class _GroupedLinear(torch.autograd.Function):
 
 
 class _GroupedOnDevice(torch.autograd.Function):
-    """The same rule where a loop would wait for the device: torch's grouped_mm, counts stay on the device."""
+    """The same rule where a loop would wait for the device: torch's grouped_mm, counts stay on
+    the device.
+    """
 
     @staticmethod
     def forward(
@@ -140,8 +147,8 @@ def grouped_linear(
 ) -> Tensor:
     """Rows [N, I], sorted by expert, times their expert's [O, I] transposed -> [N, O].
 
-    `counts_E` (int64 [E], summing to N) says how many rows each expert has. On a CUDA device with BF16
-    products the counts stay there; elsewhere they are read once and the runs are looped over.
+    `counts_E` (int64 [E], summing to N) says how many rows each expert has. On a CUDA device with
+    BF16 products the counts stay there; elsewhere they are read once and the runs are looped over.
     """
     dtype = dtype or weight_EOI.dtype
     if x_NI.is_cuda and dtype == torch.bfloat16:

@@ -1,7 +1,7 @@
 """RMSNorm as one autograd rule: y = w * x / sqrt(mean(x^2) + eps), computed in float32.
 
-Statistics are per row over the last axis (D). With r = 1 / sqrt(mean(x^2) + eps) and h = w * dy the input's gradient is
-r * h - x * r^3 * mean(h * x). Only x is kept; r is cheap to make again.
+Statistics are per row over the last axis (D). With r = 1 / sqrt(mean(x^2) + eps) and h = w * dy the
+input's gradient is r * h - x * r^3 * mean(h * x). Only x is kept; r is cheap to make again.
 """
 
 from __future__ import annotations
@@ -17,7 +17,9 @@ from fathom.kernels.recompute import remember
 
 
 def rms_norm_reference(x: Tensor, weight_D: Tensor, eps: float) -> Tensor:
-    """The definition, in the order of the released code (normalise in float32, cast, then scale)."""
+    """The definition, in the order of the released code (normalise in float32, cast, then
+    scale).
+    """
     wide = x.float()
     normal = wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + eps)
     return (weight_D * normal.to(x.dtype)).to(x.dtype)
@@ -53,6 +55,8 @@ class _RMSNorm(torch.autograd.Function):
 
 
 def rms_norm(x: Tensor, weight_D: Tensor, eps: float, recompute: bool = False) -> Tensor:
-    """RMSNorm over the last axis of [..., D]; with `recompute` the consumers keep x instead of the result."""
+    """RMSNorm over the last axis of [..., D]; with `recompute` the consumers keep x instead of
+    the result.
+    """
     y = _RMSNorm.apply(x, weight_D, eps)
     return remember(y, _forward, x.detach(), weight_D.detach(), eps) if recompute else y

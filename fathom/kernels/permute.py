@@ -1,9 +1,10 @@
 """Moving token rows to their experts and back, each way the other's gradient.
 
 Tokens N, choices per token K. Rows sorted by expert are `sorted[r] = x[token[r]]`; coming back,
-`y[n] = sum_k w[n, k] * sorted[place[n, k]]`, where `place` is where choice k of token n went. Both sums
-run over k in order, so they are the same at every run; scatter-adds are not used. `embedding_bag` is
-exactly this weighted sum of gathered rows, in one pass without the [N, K, D] tensor between.
+`y[n] = sum_k w[n, k] * sorted[place[n, k]]`, where `place` is where choice k of token n went. Both
+sums run over k in order, so they are the same at every run; scatter-adds are not used.
+`embedding_bag` is exactly this weighted sum of gathered rows, in one pass without the [N, K, D]
+tensor between.
 """
 
 from __future__ import annotations

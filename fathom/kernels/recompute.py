@@ -1,11 +1,11 @@
 """Recomputation that lives inside autograd rules (report §3.2.3).
 
-The report keeps neither the outputs of RMSNorm nor those of the MLA up-projections for the backward pass
-but makes them again; the same pays for SwiGLU. Wrapping layers in `torch.utils.checkpoint` would do it too,
-but re-runs whole layers (router counters count twice) and falls apart when the backward is split in two.
-Here a tensor can carry the way it was made; a rule that would save the tensor saves that instead. So the
-saving composes with any rule that uses `keep` and `kept`: plain products, grouped products, attention,
-and whatever replaces the products at the seam.
+The report keeps neither the outputs of RMSNorm nor those of the MLA up-projections for the backward
+pass but makes them again; the same pays for SwiGLU. Wrapping layers in `torch.utils.checkpoint`
+would do it too, but re-runs whole layers (router counters count twice) and falls apart when the
+backward is split in two. Here a tensor can carry the way it was made; a rule that would save the
+tensor saves that instead. So the saving composes with any rule that uses `keep` and `kept`: plain
+products, grouped products, attention, and whatever replaces the products at the seam.
 
 A tensor wanted by several rules is made again once: `Remade` counts who still needs it.
 """

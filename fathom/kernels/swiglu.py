@@ -36,12 +36,23 @@ def _forward_pair(gate: Tensor, up: Tensor) -> Tensor:
     return torch.nn.functional.silu(gate) * up
 
 
-@fused
-def _backward(grad: Tensor, gate_up: Tensor) -> Tensor:
+def _backward_whole(grad: Tensor, gate_up: Tensor) -> Tensor:
     gate, up = gate_up.chunk(2, dim=-1)
     s = gate.sigmoid()
     act = gate * s
     return torch.cat((grad * up * (s + act * (1 - s)), grad * act), dim=-1)
+
+
+def _backward_halves(grad: Tensor, gate_up: Tensor) -> Tensor:
+    gate, up = gate_up.chunk(2, dim=-1)
+    out = torch.empty_like(gate_up)
+    grad_gate, grad_up = out.chunk(2, dim=-1)
+    torch.mul(grad, torch.nn.functional.silu(gate), out=grad_up)
+    torch.ops.aten.silu_backward.grad_input(grad * up, gate, grad_input=grad_gate)
+    return out
+
+
+_backward = fused(_backward_whole, _backward_halves)
 
 
 class _SwiGLU(torch.autograd.Function):
@@ -57,7 +68,9 @@ class _SwiGLU(torch.autograd.Function):
 
 
 def swiglu(gate_up: Tensor, recompute: bool = False) -> Tensor:
-    """silu(gate) * up of [..., 2I] -> [..., I]; with `recompute` the next product keeps the input instead."""
+    """silu(gate) * up of [..., 2I] -> [..., I]; with `recompute` the next product keeps the
+    input instead.
+    """
     y = _SwiGLU.apply(gate_up)
     return remember(y, _forward, gate_up.detach()) if recompute else y
 
@@ -75,6 +88,8 @@ class _SwiGLUPair(torch.autograd.Function):
 
 
 def swiglu_pair(gate: Tensor, up: Tensor, recompute: bool = False) -> Tensor:
-    """silu(gate) * up of two tensors [..., I]; with `recompute` the next product keeps them instead."""
+    """silu(gate) * up of two tensors [..., I]; with `recompute` the next product keeps them
+    instead.
+    """
     y = _SwiGLUPair.apply(gate, up)
     return remember(y, _forward_pair, gate.detach(), up.detach()) if recompute else y

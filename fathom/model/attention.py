@@ -2,11 +2,13 @@
 
     c_Q = RMSNorm(W_DQ h)                 (6)     q_i = [W_UQ_i c_Q ; RoPE(W_QR_i c_Q)]        (7-9)
     c   = RMSNorm(W_DKV h)                (1)     k_i = [W_UK_i c ; RoPE(W_KR h)]              (2-4)
-    v_i = W_UV_i c                        (5)     u   = W_O [softmax(q_i k_i^T / sqrt(d)) v_i] (10-11)
+    v_i = W_UV_i c                        (5)     u   = W_O [softmax(q_i k_i^T / sqrt(d)) v_i]
+    (10-11)
 
-The projections keep their released names: q_a_proj (W_DQ), q_b_proj (W_UQ and W_QR by head), kv_a_proj_with_mqa
-(W_DKV and W_KR), kv_b_proj (W_UK and W_UV by head), o_proj (W_O). Without `q_lora_rank` one q_proj replaces
-the first two. Training and prefill expand the latent; decoding absorbs W_UK and W_UV (see `fathom.kernels.attention`).
+The projections keep their released names: q_a_proj (W_DQ), q_b_proj (W_UQ and W_QR by head),
+kv_a_proj_with_mqa (W_DKV and W_KR), kv_b_proj (W_UK and W_UV by head), o_proj (W_O). Without
+`q_lora_rank` one q_proj replaces the first two. Training and prefill expand the latent; decoding
+absorbs W_UK and W_UV (see `fathom.kernels.attention`).
 """
 
 from __future__ import annotations
@@ -85,9 +87,7 @@ class Attention(nn.Module):
             kernels.remember(up, projection, latent.detach())
         return up
 
-    def _expanded(
-        self, q_raw: Tensor, latent: Tensor, k_rope: Tensor, context: Context
-    ) -> Tensor:
+    def _expanded(self, q_raw: Tensor, latent: Tensor, k_rope: Tensor, context: Context) -> Tensor:
         layout = kernels.Expansion(
             self.shape, context.rotation.cos, context.rotation.sin, self.config.rope_interleave
         )

@@ -1,8 +1,10 @@
-"""The shape of a model: the fields of the released `config.json` (report §2 and §4.2), under their released names.
+"""The shape of a model: the fields of the released `config.json` (report §2 and §4.2), under their
+released names.
 
-The defaults are the 671B model's. Three fields are ours, because the released files leave the choice
-unsaid: `mtp_concat_order`, `mtp_hidden` (spec: errata 1 and 2) and `initializer_range`, whose default is
-the report's 0.006 and not the 0.02 that the released file carries over from its template.
+The defaults are the 671B model's. Three fields are ours, because the released files leave the
+choice unsaid: `mtp_concat_order`, `mtp_hidden` (spec: errata 1 and 2) and `initializer_range`,
+whose default is the report's 0.006 and not the 0.02 that the released file carries over from its
+template.
 """
 
 from __future__ import annotations
@@ -25,7 +27,9 @@ _MAY_BE_ZERO = {"first_k_dense_replace", "num_nextn_predict_layers", "n_shared_e
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """Everything that decides the shape and the arithmetic of a model. Raises `ConfigError` when it cannot be."""
+    """Everything that decides the shape and the arithmetic of a model. Raises `ConfigError` when
+    it cannot be.
+    """
 
     vocab_size: int = 129280
     """Rows of the embedding and of the output head."""
@@ -66,7 +70,9 @@ class ModelConfig:
     scoring_func: str = "sigmoid"
     """Affinity of eq 15: "sigmoid" (V3) or "softmax" (V2)."""
     topk_method: str = "noaux_tc"
-    """"noaux_tc" (V3: biased, groups by the sum of their best two), "greedy" or "group_limited_greedy" (V2)."""
+    """"noaux_tc" (V3: biased, groups by the sum of their best two), "greedy" or
+    "group_limited_greedy" (V2).
+    """
     norm_topk_prob: bool = True
     """Whether the chosen affinities are divided by their sum (eq 13)."""
     routed_scaling_factor: float = 2.5
@@ -96,16 +102,21 @@ class ModelConfig:
     model_type: str = "deepseek_v3"
     """Family name in `config.json`."""
     mtp_concat_order: str = "embedding_first"
-    """Input order of `eh_proj`: "embedding_first" (released weights) or "hidden_first" (eq 21 as printed)."""
+    """Input order of `eh_proj`: "embedding_first" (released weights) or "hidden_first" (eq 21 as
+    printed).
+    """
     mtp_hidden: str = "post_norm"
-    """Main-model state that MTP reads: after the final norm ("post_norm") or before it ("pre_norm")."""
+    """Main-model state that MTP reads: after the final norm ("post_norm") or before it
+    ("pre_norm").
+    """
 
     def __post_init__(self) -> None:
         self._check_types()
         for name, allowed in _CHOICES.items():
-            if getattr(self, name) not in allowed:
+            value = getattr(self, name)
+            if value not in allowed:
                 raise ConfigError(
-                    f"{name}={getattr(self, name)!r} is not supported; use one of {', '.join(allowed)}"
+                    f"{name}={value!r} is not supported; use one of {', '.join(allowed)}"
                 )
         self._check_rope()
         self._check_routing()
@@ -141,7 +152,10 @@ class ModelConfig:
                 raise ConfigError(f"rope_scaling has no {key!r}, which YaRN needs; add it")
 
     def _check_routing(self) -> None:
-        if self.first_k_dense_replace >= self.num_hidden_layers and not self.num_nextn_predict_layers:
+        if (
+            self.first_k_dense_replace >= self.num_hidden_layers
+            and not self.num_nextn_predict_layers
+        ):
             return
         experts, groups = self.n_routed_experts, self.n_group
         if self.topk_method != "greedy":
@@ -156,8 +170,8 @@ class ModelConfig:
                 )
             if self.topk_method == "noaux_tc" and experts // groups < 2:
                 raise ConfigError(
-                    f"n_group={groups} leaves {experts // groups} expert per group, but a group's score "
-                    f"is the sum of its best two; use at most {experts // 2} groups"
+                    f"n_group={groups} leaves {experts // groups} expert per group, but a group's "
+                    f"score is the sum of its best two; use at most {experts // 2} groups"
                 )
         reach = experts if self.topk_method == "greedy" else experts // groups * self.topk_group
         if self.num_experts_per_tok > reach:
@@ -182,7 +196,9 @@ class ModelConfig:
         return self.topk_method == "noaux_tc"
 
     def is_moe_layer(self, index: int) -> bool:
-        """Whether layer `index` holds experts; MTP blocks (index >= num_hidden_layers) do like the last layers."""
+        """Whether layer `index` holds experts; MTP blocks (index >= num_hidden_layers) do like
+        the last layers.
+        """
         return index >= self.first_k_dense_replace and index % self.moe_layer_freq == 0
 
     def to_dict(self) -> dict[str, Any]:

@@ -16,7 +16,9 @@ from fathom.model.rope import RotaryTable, Rotation
 
 @dataclass
 class RouterRecord:
-    """What one MoE block's router did in one pass: affinities [B, T, E] (if asked for), tokens per expert [E]."""
+    """What one MoE block's router did in one pass: affinities [B, T, E] (if asked for), tokens
+    per expert [E].
+    """
 
     scores_BTE: Tensor | None
     load_E: Tensor
@@ -34,7 +36,9 @@ class Context:
     routers: list[RouterRecord] = field(default_factory=list)
 
     def shortened(self, length: int) -> Context:
-        """The same pass for the first `length` positions only (an MTP module's view); routers are shared."""
+        """The same pass for the first `length` positions only (an MTP module's view); routers
+        are shared.
+        """
         cos, sin = self.rotation.cos[:, :length], self.rotation.sin[:, :length]
         mask = None if self.token_mask is None else self.token_mask[:, :length]
         return Context(
@@ -80,8 +84,8 @@ def visibility(
     S = start + T
     if attention_mask_BS.shape[1] != S:
         raise GenerationError(
-            f"attention_mask covers {attention_mask_BS.shape[1]} tokens, but {start} are cached and {T} new; "
-            f"pass a mask over all {S}"
+            f"attention_mask covers {attention_mask_BS.shape[1]} tokens, but {start} are cached "
+            f"and {T} new; pass a mask over all {S}"
         )
     device = attention_mask_BS.device
     query, key = torch.arange(start, S, device=device), torch.arange(S, device=device)

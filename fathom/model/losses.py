@@ -1,7 +1,8 @@
 """What training minimises (report eqs 17-25): next-token loss, MTP losses, sequence-wise balance.
 
-A row of T + 1 tokens is T inputs and T targets. Depth k of MTP has targets for T - k positions, and its sum is divided
-by T all the same (eq 24). No logits exist whole: head and cross-entropy are one chunked rule.
+A row of T + 1 tokens is T inputs and T targets. Depth k of MTP has targets for T - k positions, and
+its sum is divided by T all the same (eq 24). No logits exist whole: head and cross-entropy are one
+chunked rule.
 """
 
 from __future__ import annotations
@@ -21,7 +22,8 @@ class Losses:
     """Scalars, all differentiable.
 
     main: mean next-token cross-entropy. mtp: mean over depths of eq 24 (zero without MTP modules).
-    balance: eq 17 with its alpha, summed over MoE blocks. total = main + mtp_weight * mtp + balance (eq 25).
+    balance: eq 17 with its alpha, summed over MoE blocks. total = main + mtp_weight * mtp + balance
+    (eq 25).
     """
 
     main: Tensor
@@ -42,14 +44,12 @@ def losses(
 ) -> Losses:
     """Losses of int64 tokens [B, T + 1].
 
-    With `document_ids` [B, T + 1] attention stays inside documents and no target lies in another one. A weight of
-    zero leaves the MTP modules or the balance loss out of the computation.
+    With `document_ids` [B, T + 1] attention stays inside documents and no target lies in another
+    one. A weight of zero leaves the MTP modules or the balance loss out of the computation.
     """
     inputs, targets = tokens[:, :-1], tokens[:, 1:]
     ids = None if document_ids is None else document_ids[:, :-1]
-    trunk = model.trunk(
-        inputs, document_ids=ids, mtp=mtp_weight > 0, keep_scores=balance_alpha > 0
-    )
+    trunk = model.trunk(inputs, document_ids=ids, mtp=mtp_weight > 0, keep_scores=balance_alpha > 0)
     if document_ids is not None:
         targets = targets.masked_fill(document_ids[:, 1:] != document_ids[:, :-1], IGNORE)
     counted = (targets != IGNORE).sum().clamp_min(1)
@@ -74,7 +74,9 @@ def _cross_entropy(model: Transformer, hidden_BTD: Tensor, targets_BT: Tensor) -
 
 
 def _further_targets(tokens: Tensor, document_ids: Tensor | None, depth: int) -> Tensor:
-    """Token i + depth + 1 for positions i = 1 .. T - depth, ignored when it is in another document."""
+    """Token i + depth + 1 for positions i = 1 .. T - depth, ignored when it is in another
+    document.
+    """
     targets = tokens[:, depth + 1 :]
     if document_ids is None:
         return targets
@@ -95,8 +97,9 @@ def _balance(model: Transformer, trunk: Trunk, alpha: float) -> Tensor:
 def update_bias(model: Transformer, gamma: float) -> None:
     """Auxiliary-loss-free balancing, once after each optimiser step (report §2.1.2).
 
-    Every router's bias (MTP's too) moves by gamma up where an expert got less than the mean of the tokens counted since
-    the last call, down where it got more. Counting happens in training mode, over all micro-batches of the step.
+    Every router's bias (MTP's too) moves by gamma up where an expert got less than the mean of the
+    tokens counted since the last call, down where it got more. Counting happens in training mode,
+    over all micro-batches of the step.
     """
     for router in model.routers():
         update_bias_of(router, gamma)

@@ -1,9 +1,9 @@
 """DeepSeekMoE (report §2.1.2, eq 12): shared experts for every token, K routed experts for each.
 
-A block is four calls, so that two micro-batches can be interleaved from outside: attention, `dispatch` (rows to their
-experts), `experts` (grouped products), `combine` (weighted sums back). The dispatcher is the second seam of the
-model (DESIGN §1): locally a stable sort by expert; expert parallelism puts an all-to-all in its place.
-No token is dropped and none is padded to a capacity.
+A block is four calls, so that two micro-batches can be interleaved from outside: attention,
+`dispatch` (rows to their experts), `experts` (grouped products), `combine` (weighted sums back).
+The dispatcher is the second seam of the model (DESIGN §1): locally a stable sort by expert; expert
+parallelism puts an all-to-all in its place. No token is dropped and none is padded to a capacity.
 """
 
 from __future__ import annotations
@@ -23,7 +23,9 @@ from fathom.model.router import Router, affinities, choose
 
 @dataclass
 class Dispatched:
-    """Rows in expert order [R, D], how many each expert has [E], and what `combine` needs to undo it."""
+    """Rows in expert order [R, D], how many each expert has [E], and what `combine` needs to
+    undo it.
+    """
 
     rows_RD: Tensor
     counts_E: Tensor
@@ -33,7 +35,9 @@ class Dispatched:
 
 
 class LocalDispatcher:
-    """All experts on this device: rows are sorted by expert, stably, and summed back in choice order."""
+    """All experts on this device: rows are sorted by expert, stably, and summed back in choice
+    order.
+    """
 
     def dispatch(
         self, x_ND: Tensor, indices_NK: Tensor, weights_NK: Tensor, counts_E: Tensor
@@ -53,7 +57,9 @@ class LocalDispatcher:
 
 
 class Experts(nn.Module):
-    """A layer's routed experts, stacked: gate_up_proj [E, 2I, D] (gate rows first) and down_proj [E, D, I]."""
+    """A layer's routed experts, stacked: gate_up_proj [E, 2I, D] (gate rows first) and down_proj
+    [E, D, I].
+    """
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()

@@ -1,16 +1,17 @@
 """Multi-token prediction (report §2.2, eqs 21-25).
 
-Module k joins what is known at position i with the embedding of token i + k and runs one whole block, so that it can
-predict token i + k + 1:
+Module k joins what is known at position i with the embedding of token i + k and runs one whole
+block, so that it can predict token i + k + 1:
 
     h'_i = M_k [RMSNorm(h_i^{k-1}) ; RMSNorm(Emb(t_{i+k}))]   (21)      h^k = TRM_k(h')   (22)
 
-Modules are sequential: module k reads module k - 1, so the causal chain stays whole. Its target is one token beyond the
-last it has seen, so it cannot copy. Embedding and head are the main model's.
+Modules are sequential: module k reads module k - 1, so the causal chain stays whole. Its target is
+one token beyond the last it has seen, so it cannot copy. Embedding and head are the main model's.
 
-Two choices the report leaves open, or differs in from the released weights (spec: errata 1 and 2), are settings:
-the order of the two halves (released: embedding first; eq 21 prints hidden first) and whether h^{k-1} is taken
-after the norm that precedes the head (`post_norm`, what engines that run the released weights do) or before it.
+Two choices the report leaves open, or differs in from the released weights (spec: errata 1 and 2),
+are settings: the order of the two halves (released: embedding first; eq 21 prints hidden first) and
+whether h^{k-1} is taken after the norm that precedes the head (`post_norm`, what engines that run
+the released weights do) or before it.
 """
 
 from __future__ import annotations
@@ -33,7 +34,9 @@ class SharedHead(nn.Module):
 
 
 class MTPModule(Block):
-    """Prediction depth `depth` (1, 2, ...): norms, eh_proj, one block, and the norm before the shared head."""
+    """Prediction depth `depth` (1, 2, ...): norms, eh_proj, one block, and the norm before the
+    shared head.
+    """
 
     def __init__(self, config: ModelConfig, depth: int) -> None:
         super().__init__(config, config.num_hidden_layers + depth - 1)
@@ -44,7 +47,9 @@ class MTPModule(Block):
         self.shared_head = SharedHead(config)
 
     def forward(self, h_BTD: Tensor, context: Context, e_BTD: Tensor | None = None) -> Tensor:
-        """States h^{k-1} and the embeddings of the tokens k further on, both [B, T-k, D] -> h^k (eqs 21-22)."""
+        """States h^{k-1} and the embeddings of the tokens k further on, both [B, T-k, D] -> h^k
+        (eqs 21-22).
+        """
         assert e_BTD is not None
         e, h = self.enorm(e_BTD), self.hnorm(h_BTD)
         joined = torch.cat((e, h) if self.embedding_first else (h, e), dim=-1)

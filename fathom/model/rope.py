@@ -1,13 +1,14 @@
 """Rotary positions and YaRN (report eqs 3 and 8, §4.3).
 
-RoPE turns each pair of the rotary dimensions by `position * theta_j`, theta_j = base^(-2j/R). YaRN keeps
-the fast pairs (more than `beta_fast` turns over the original context), divides the slow ones (fewer than
-`beta_slow` turns) by the factor s, and blends linearly between. It also sharpens the softmax: the released
-model multiplies the scale 1/sqrt(d_h + d_h^R) by mscale^2, mscale = 0.1 * mscale_all_dim * ln s + 1.
+RoPE turns each pair of the rotary dimensions by `position * theta_j`, theta_j = base^(-2j/R). YaRN
+keeps the fast pairs (more than `beta_fast` turns over the original context), divides the slow ones
+(fewer than `beta_slow` turns) by the factor s, and blends linearly between. It also sharpens the
+softmax: the released model multiplies the scale 1/sqrt(d_h + d_h^R) by mscale^2, mscale = 0.1 *
+mscale_all_dim * ln s + 1.
 
 The released weights rotate adjacent pairs (2j, 2j+1); `rope_interleave=False` rotates (j, j + R/2).
-Report §4.3 says that YaRN is applied to the shared key only; query and key must turn alike for their
-product to depend on the distance alone, and the released code turns both.
+Report §4.3 says that YaRN is applied to the shared key only; query and key must turn alike for
+their product to depend on the distance alone, and the released code turns both.
 
 Shapes: B batch, T positions, H heads, R rotary dimensions.
 """
@@ -24,7 +25,12 @@ from fathom.model.config import ModelConfig
 
 
 def correction_range(
-    rope_dim: int, base: float, original: int, beta_fast: float, beta_slow: float, truncate: bool = True
+    rope_dim: int,
+    base: float,
+    original: int,
+    beta_fast: float,
+    beta_slow: float,
+    truncate: bool = True,
 ) -> tuple[float, float]:
     """Pair indices between which YaRN blends (10 and 23 at the released settings)."""
 
@@ -38,7 +44,9 @@ def correction_range(
 
 
 def mscale(factor: float, coefficient: float = 1.0) -> float:
-    """sqrt(t) of report §4.3: 0.1 * coefficient * ln(factor) + 1, and 1 when nothing is stretched."""
+    """sqrt(t) of report §4.3: 0.1 * coefficient * ln(factor) + 1, and 1 when nothing is
+    stretched.
+    """
     return 0.1 * coefficient * math.log(factor) + 1.0 if factor > 1 else 1.0
 
 
@@ -63,7 +71,9 @@ def inverse_frequencies(config: ModelConfig) -> Tensor:
 
 
 def magnitude(config: ModelConfig) -> float:
-    """Factor on cos and sin: 1 when both mscale keys are equal (as released), mscale(s) when they are absent."""
+    """Factor on cos and sin: 1 when both mscale keys are equal (as released), mscale(s) when
+    they are absent.
+    """
     scaling = config.rope_scaling
     if scaling is None:
         return 1.0
@@ -76,7 +86,9 @@ def magnitude(config: ModelConfig) -> float:
 
 
 def softmax_scale(config: ModelConfig) -> float:
-    """1/sqrt(d_h + d_h^R), times mscale^2 under YaRN (0.0721688 becomes 0.1352338 at the released settings)."""
+    """1/sqrt(d_h + d_h^R), times mscale^2 under YaRN (0.0721688 becomes 0.1352338 at the
+    released settings).
+    """
     scale = config.qk_head_dim**-0.5
     scaling = config.rope_scaling
     if scaling is not None and scaling.get("mscale_all_dim"):
@@ -86,7 +98,9 @@ def softmax_scale(config: ModelConfig) -> float:
 
 @dataclass(frozen=True)
 class Rotation:
-    """cos and sin of each position's angles, [B or 1, T, 1, R/2], ready for tensors [B, T, H, R]."""
+    """cos and sin of each position's angles, [B or 1, T, 1, R/2], ready for tensors [B, T, H,
+    R].
+    """
 
     cos: Tensor
     sin: Tensor
@@ -107,7 +121,9 @@ class RotaryTable:
         return Rotation(cos[:, :, None], sin[:, :, None])
 
     def first(self, length: int, device: torch.device, start: int = 0) -> Rotation:
-        """Rotation at positions start, start + 1, ..., start + length - 1, shape [1, length, 1, R/2]."""
+        """Rotation at positions start, start + 1, ..., start + length - 1, shape [1, length, 1,
+        R/2].
+        """
         end = start + length
         kept = self._kept
         if kept is None or kept.cos.shape[1] < end or kept.cos.device != device:
@@ -118,7 +134,9 @@ class RotaryTable:
 
 
 def rotate(x_BTHR: Tensor, rotation: Rotation, interleave: bool = True) -> Tensor:
-    """Turn the last axis of [B, T, H, R] by each position's angles, computed in float32 (eqs 3 and 8)."""
+    """Turn the last axis of [B, T, H, R] by each position's angles, computed in float32 (eqs 3
+    and 8).
+    """
     x = x_BTHR.float()
     cos, sin = rotation.cos, rotation.sin
     if interleave:

@@ -1,18 +1,22 @@
 """Routing and its balance (report §2.1.2, eqs 13-20).
 
-The router gives each token an affinity s to every expert (eq 15). The K best by s + b are chosen (eq 16), where b is a
-bias per expert that only ever takes part in the choice; the weights are the unbiased affinities, normalised
-(eq 13). Choice is limited to the best groups, a group's score being the sum of its two best s + b. Groups not kept
-are set to -inf and not to 0: biased scores can be negative.
+The router gives each token an affinity s to every expert (eq 15). The K best by s + b are chosen
+(eq 16), where b is a bias per expert that only ever takes part in the choice; the weights are the
+unbiased affinities, normalised (eq 13). Choice is limited to the best groups, a group's score being
+the sum of its two best s + b. Groups not kept are set to -inf and not to 0: biased scores can be
+negative.
 
-Two mechanisms keep the load even. After each optimiser step b moves by gamma towards experts that got less than the
-mean of the whole batch (auxiliary-loss-free). A very small loss per sequence (eqs 17-20) guards against
-extremes inside one sequence. It counts the plain top-K of s, neither biased nor limited to groups (eq 18).
+Two mechanisms keep the load even. After each optimiser step b moves by gamma towards experts that
+got less than the mean of the whole batch (auxiliary-loss-free). A very small loss per sequence (eqs
+17-20) guards against extremes inside one sequence. It counts the plain top-K of s, neither biased
+nor limited to groups (eq 18).
 
 Shapes: N tokens, E experts, K choices, B sequences, T positions.
 """
 
 from __future__ import annotations
+
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -40,9 +44,7 @@ def _limit_to_groups(choice_NE: Tensor, config: ModelConfig) -> Tensor:
     return grouped.masked_fill(dropped[..., None], float("-inf")).flatten(-2)
 
 
-def choose(
-    scores_NE: Tensor, bias_E: Tensor | None, config: ModelConfig
-) -> tuple[Tensor, Tensor]:
+def choose(scores_NE: Tensor, bias_E: Tensor | None, config: ModelConfig) -> tuple[Tensor, Tensor]:
     """Chosen experts [N, K] and their weights [N, K] from affinities (eqs 13, 14, 16)."""
     with torch.no_grad():
         choice = scores_NE if bias_E is None else scores_NE + bias_E
@@ -54,9 +56,7 @@ def choose(
     return indices, weights * config.routed_scaling_factor
 
 
-def route(
-    logits_NE: Tensor, bias_E: Tensor | None, config: ModelConfig
-) -> tuple[Tensor, Tensor]:
+def route(logits_NE: Tensor, bias_E: Tensor | None, config: ModelConfig) -> tuple[Tensor, Tensor]:
     """Experts and weights of each token: int64 indices [N, K], float32 weights [N, K] (eqs 13-16).
 
     `logits_NE` are the router's products, `bias_E` the balancing bias (None for V2's routers).
@@ -67,8 +67,8 @@ def route(
 def sequence_balance_loss(scores_BTE: Tensor, top_k: int, alpha: float) -> Tensor:
     """Eqs 17-20 for each sequence, averaged over sequences: alpha * sum_i f_i P_i.
 
-    f_i = E/(K T) * how many tokens have i among their plain top-K; P_i = mean over tokens of s_i / sum_j s_j.
-    Exactly alpha when the load is even.
+    f_i = E/(K T) * how many tokens have i among their plain top-K; P_i = mean over tokens of s_i /
+    sum_j s_j. Exactly alpha when the load is even.
     """
     B, T, E = scores_BTE.shape
     chosen = scores_BTE.detach().topk(top_k, dim=-1).indices.flatten(1)
@@ -80,7 +80,9 @@ def sequence_balance_loss(scores_BTE: Tensor, top_k: int, alpha: float) -> Tenso
 
 
 class Router(nn.Module):
-    """`mlp.gate`: the expert centroids, the balancing bias, and the load counted since the last bias update."""
+    """`mlp.gate`: the expert centroids, the balancing bias, and the load counted since the last
+    bias update.
+    """
 
     e_score_correction_bias: Tensor | None
     expert_load: Tensor
@@ -98,19 +100,21 @@ class Router(nn.Module):
         """Logits [N, E], always in float32: near-ties decide where tokens go."""
         return torch.nn.functional.linear(x_ND.float(), self.weight.float())
 
-    def _apply(self, fn, recurse=True):  # type: ignore[no-untyped-def]
-        """Moves and casts as usual, except that the bias never leaves float32 (spec: erratum 10)."""
+    def _apply(self, fn: Any, recurse: bool = True) -> Router:
+        """Moves and casts as usual, but the bias never leaves float32 (spec: erratum 10)."""
+        before = self.e_score_correction_bias
         super()._apply(fn, recurse)
-        bias = self.e_score_correction_bias
-        if bias is not None and bias.dtype != torch.float32:
-            raise_to = bias.to(torch.float32)
-            self.e_score_correction_bias = raise_to
+        after = self.e_score_correction_bias
+        if before is not None and after is not None and after.dtype != before.dtype:
+            self.e_score_correction_bias = before.to(after.device)
         return self
 
 
 @torch.no_grad()
 def update_bias_of(router: Router, gamma: float) -> None:
-    """b_i += gamma * sign(mean load - load_i) over the load counted since the last call; then count anew."""
+    """b_i += gamma * sign(mean load - load_i) over the load counted since the last call; then
+    count anew.
+    """
     load = router.expert_load.float()
     if router.e_score_correction_bias is not None and gamma:
         router.e_score_correction_bias += gamma * torch.sign(load.mean() - load)

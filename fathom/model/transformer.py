@@ -1,7 +1,7 @@
 """The whole model (report §2): embedding, blocks, final norm, output head, and the MTP modules.
 
-Built for one device and without knowledge of processes, training or serving. Matrix products and dispatch are the two
-seams through which precision and parallelism come in from outside (DESIGN §1).
+Built for one device and without knowledge of processes, training or serving. Matrix products and
+dispatch are the two seams through which precision and parallelism come in from outside (DESIGN §1).
 
 Shapes: B batch, T positions, D hidden, V vocabulary, E experts, M MoE blocks.
 """
@@ -17,7 +17,7 @@ from fathom.model.block import Block
 from fathom.model.cache import LatentCache
 from fathom.model.config import ModelConfig
 from fathom.model.context import Context, RouterRecord, build_context
-from fathom.model.layers import MLP, Linear, RMSNorm
+from fathom.model.layers import Linear, RMSNorm
 from fathom.model.moe import Experts, MoE
 from fathom.model.mtp import MTPModule
 from fathom.model.rope import RotaryTable, softmax_scale
@@ -28,8 +28,9 @@ from fathom.model.router import Router
 class ModelOutput:
     """What a forward pass gives.
 
-    logits [B, T, V]; mtp_logits: for depth k = 1..D a tensor [B, T-k, V] whose row i predicts token i + k + 1;
-    expert_load: int64 [M, E], tokens sent to each expert of each MoE block (main blocks first, then MTP's).
+    logits [B, T, V]; mtp_logits: for depth k = 1..D a tensor [B, T-k, V] whose row i predicts token
+    i + k + 1; expert_load: int64 [M, E], tokens sent to each expert of each MoE block (main blocks
+    first, then MTP's).
     """
 
     logits: Tensor
@@ -39,7 +40,9 @@ class ModelOutput:
 
 @dataclass
 class Trunk:
-    """Hidden states right before the output head: main [B, T, D], MTP depth k [B, T-k, D], and the routers' records."""
+    """Hidden states right before the output head: main [B, T, D], MTP depth k [B, T-k, D], and
+    the routers' records.
+    """
 
     hidden: Tensor
     mtp_hidden: list[Tensor]
@@ -59,7 +62,9 @@ class Decoder(nn.Module):
 
 
 class Transformer(nn.Module):
-    """A model of the DeepSeek-V3 family, initialised as in the report (§4.2); works on the meta device."""
+    """A model of the DeepSeek-V3 family, initialised as in the report (§4.2); works on the meta
+    device.
+    """
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -74,7 +79,9 @@ class Transformer(nn.Module):
 
     @torch.no_grad()
     def reset_parameters(self) -> None:
-        """Normal weights of the configured deviation (0.006 in the report), norms at one, router bias at zero."""
+        """Normal weights of the configured deviation (0.006 in the report), norms at one, router
+        bias at zero.
+        """
         for parameter in self.parameters():
             if parameter.dim() == 1:
                 parameter.fill_(1.0)
@@ -92,9 +99,10 @@ class Transformer(nn.Module):
     ) -> ModelOutput:
         """Logits of int64 tokens [B, T].
 
-        attention_mask [B, S]: 0 on padding, over cached and new tokens. positions [B, T]: where each token stands, by
-        default behind the cache. document_ids [B, T]: tokens see their own document only (runs of equal ids).
-        With a cache the new tokens are appended to it and MTP is left out.
+        attention_mask [B, S]: 0 on padding, over cached and new tokens. positions [B, T]: where
+        each token stands, by default behind the cache. document_ids [B, T]: tokens see their own
+        document only (runs of equal ids). With a cache the new tokens are appended to it and MTP is
+        left out.
         """
         trunk = self.trunk(
             tokens, attention_mask, positions, document_ids, cache, mtp=mtp and cache is None
@@ -115,7 +123,9 @@ class Transformer(nn.Module):
         mtp: bool = True,
         keep_scores: bool = False,
     ) -> Trunk:
-        """The pass up to the output head; `forward`'s arguments, and `keep_scores` for the balance loss."""
+        """The pass up to the output head; `forward`'s arguments, and `keep_scores` for the
+        balance loss.
+        """
         context = build_context(
             self.config,
             self.rotary,
@@ -141,7 +151,9 @@ class Transformer(nn.Module):
     def _predict_further(
         self, raw: Tensor, hidden: Tensor, embedded: Tensor, context: Context
     ) -> list[Tensor]:
-        """States of the MTP modules before the shared head (eqs 21-22), as deep as the sequence allows."""
+        """States of the MTP modules before the shared head (eqs 21-22), as deep as the sequence
+        allows.
+        """
         post_norm = self.config.mtp_hidden == "post_norm"
         state, found = hidden if post_norm else raw, []
         for depth, module in enumerate(self.model.mtp, start=1):
@@ -171,21 +183,26 @@ class Transformer(nn.Module):
         return sum(parameter.numel() for parameter in self.parameters())
 
     def set_compute_dtype(self, dtype: torch.dtype | None) -> None:
-        """Dtype of matrix products and of the residual stream; weights stay as they are. None: the weights' own."""
+        """Dtype of matrix products and of the residual stream; weights stay as they are. None:
+        the weights' own.
+        """
         self.compute_dtype = dtype
         for module in self.modules():
             if isinstance(module, Linear | Experts):
                 module.compute_dtype = dtype
 
     def set_recompute(self, enabled: bool) -> None:
-        """Make norms, MLA up-projections and SwiGLU again in backward instead of keeping them (report §3.2.3)."""
+        """Make norms, MLA up-projections and SwiGLU again in backward instead of keeping them
+        (report §3.2.3).
+        """
         for module in self.modules():
             if hasattr(module, "recompute"):
                 module.recompute = enabled
-        assert not enabled or any(isinstance(module, MLP | Experts) for module in self.modules())
 
     def set_rope_scaling(self, rope_scaling: dict | None) -> None:
-        """Switch YaRN on, off or over between training stages (report §4.3); weights are untouched."""
+        """Switch YaRN on, off or over between training stages (report §4.3); weights are
+        untouched.
+        """
         self.config = self.config.replace(rope_scaling=rope_scaling)
         self.rotary = RotaryTable(self.config)
         for module in self.modules():

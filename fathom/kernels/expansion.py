@@ -1,0 +1,91 @@
+"""Laying out MLA's raw projections for attention, and its transpose for gradients (report eqs 3-4,
+7-9).
+
+kv_b_proj gives each head [k_nope | v] side by side, and the rotated key comes once for all heads.
+Torch's flash kernel on a CPU wants values as wide as keys, and V3's are narrower (128 < 192).
+Padding them costs a copy; but the d_qk numbers that *end* with v are already there in kv_b_proj's
+output: the leading ones are the tail of k_nope, whose output columns are dropped and whose gradient
+is zero.
+
+Shapes: B batch, T positions, H heads, P = nope dims, R rotary dims, V value dims.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn.functional import pad
+
+
+@dataclass(frozen=True)
+class HeadShape:
+    """Heads and their sizes: H heads of P + R query/key dimensions and V value dimensions."""
+
+    heads: int
+    nope: int
+    rope: int
+    value: int
+
+    @property
+    def qk(self) -> int:
+        return self.nope + self.rope
+
+
+def turn_pairs(x: Tensor, cos: Tensor, sin: Tensor, interleave: bool) -> Tensor:
+    """Rotate the last axis in place by (cos, sin); with the sine negated it undoes itself."""
+    if interleave and x.dtype == torch.float32 and not torch.is_grad_enabled():
+        torch.view_as_complex(x.unflatten(-1, (-1, 2))).mul_(torch.complex(cos, sin))
+        return x
+    a, b = (x[..., 0::2], x[..., 1::2]) if interleave else x.chunk(2, dim=-1)
+    turned_a, turned_b = a * cos - b * sin, b * cos + a * sin
+    a.copy_(turned_a)
+    b.copy_(turned_b)
+    return x
+
+
+class Expansion:
+    """The raw projections of one call laid out for attention: rotated queries, whole keys,
+    widened values.
+    """
+
+    def __init__(self, shape: HeadShape, cos: Tensor, sin: Tensor, interleave: bool) -> None:
+        self.shape, self.cos, self.sin, self.interleave = shape, cos, sin, interleave
+        self.wide_values = shape.value <= shape.qk and shape.qk - shape.value <= shape.nope
+
+    def queries(self, q_raw: Tensor) -> Tensor:
+        """[B, T, H*(P+R)] -> [B, T, H, P+R], the last R dimensions rotated (eqs 7-9)."""
+        s = self.shape
+        q = q_raw.view(*q_raw.shape[:2], s.heads, s.qk).clone()
+        turn_pairs(q[..., s.nope :], self.cos, self.sin, self.interleave)
+        return pad(q, (0, s.value - s.qk)) if s.value > s.qk else q
+
+    def queries_grad(self, grad_q: Tensor) -> Tensor:
+        """The transpose of `queries`: turned back, heads flattened."""
+        grad = grad_q[..., : self.shape.qk].clone(memory_format=torch.contiguous_format)
+        turn_pairs(grad[..., self.shape.nope :], self.cos, -self.sin, self.interleave)
+        return grad.flatten(2)
+
+    def keys_values(self, kv_raw: Tensor, k_rope_BTR: Tensor) -> tuple[Tensor, Tensor]:
+        """[B, T, H*(P+V)] and the shared rotated key -> k [B, T, H, P+R], v [B, T, H, P+R]
+        ending in the values.
+        """
+        s = self.shape
+        kv = kv_raw.view(*kv_raw.shape[:2], s.heads, s.nope + s.value)
+        k = kv.new_empty(*kv.shape[:3], s.qk)
+        k[..., : s.nope] = kv[..., : s.nope]
+        k[..., s.nope :] = k_rope_BTR[:, :, None]
+        if self.wide_values:
+            return k, kv[..., s.nope + s.value - s.qk :]
+        narrow = s.qk - s.value
+        v = kv[..., s.nope :]
+        return (k, pad(v, (narrow, 0))) if narrow >= 0 else (pad(k, (0, -narrow)), v)
+
+    def keys_values_grad(self, grad_k: Tensor, grad_v: Tensor) -> tuple[Tensor, Tensor]:
+        """Gradients of the raw key-value projection and of the shared rotated key."""
+        s = self.shape
+        grad_kv = grad_k.new_empty(*grad_k.shape[:3], s.nope + s.value)
+        grad_kv[..., : s.nope] = grad_k[..., : s.nope]
+        grad_kv[..., s.nope :] = grad_v[..., grad_v.shape[-1] - s.value :]
+        return grad_kv.flatten(2), grad_k[..., s.nope : s.qk].sum(2)
