@@ -13,8 +13,7 @@ the first did. For a handful of rows (decoding) MKL is faster and stays.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, nullcontext
 from functools import cache
 from pathlib import Path
 
@@ -57,26 +56,27 @@ def _is_exact() -> bool:
     a = torch.randn(128, 256, generator=generator)
     b = torch.randn(256, 128, generator=generator)
     exact = a.double() @ b.double()
-    with _permission():
+    with _Permission():
         error = (a @ b - exact).norm() / exact.norm()
     return bool(error < 1e-6)
 
 
-@contextmanager
-def _permission() -> Iterator[None]:
-    before = torch.backends.mkldnn.matmul.fp32_precision  # type: ignore[attr-defined]
-    _set("bf16")
-    try:
-        yield
-    finally:
-        _set(before)
+class _Permission:
+    """Within: torch may send float32 products to oneDNN."""
+
+    def __enter__(self) -> None:
+        self.before = torch.backends.mkldnn.matmul.fp32_precision  # type: ignore[attr-defined]
+        _set("bf16")
+
+    def __exit__(self, *error: object) -> None:
+        _set(self.before)
 
 
-@contextmanager
-def fast_products(rows: int, device: torch.device) -> Iterator[None]:
+def fast_products(rows: int, device: torch.device) -> AbstractContextManager[None]:
     """Within: float32 products of at least `rows` rows go to the better of MKL and oneDNN."""
-    if device.type != "cpu" or rows < LEAST_ROWS or not onednn_is_better():
-        yield
-    else:
-        with _permission():
-            yield
+    if rows < LEAST_ROWS or device.type != "cpu" or not onednn_is_better():
+        return _UNCHANGED
+    return _Permission()
+
+
+_UNCHANGED: AbstractContextManager[None] = nullcontext()

@@ -21,13 +21,17 @@ from fathom.kernels.cpu_gemm import fast_products
 from fathom.kernels.recompute import keep, kept
 
 
+def _plain(x: Tensor, weight_OI: Tensor, dtype: torch.dtype) -> Tensor:
+    with fast_products(x.shape[:-1].numel(), x.device):
+        return torch.nn.functional.linear(x.to(dtype), weight_OI.to(dtype))
+
+
 class _Linear(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight_OI: Tensor, dtype: torch.dtype) -> Tensor:
         keep(ctx, x, weight_OI)
         ctx.dtype = dtype
-        with fast_products(x.shape[:-1].numel(), x.device):
-            return torch.nn.functional.linear(x.to(dtype), weight_OI.to(dtype))
+        return _plain(x, weight_OI, dtype)
 
     @staticmethod
     @once_differentiable
@@ -48,7 +52,9 @@ def linear(x: Tensor, weight_OI: Tensor, dtype: torch.dtype | None = None) -> Te
     """x [..., I] times weight [O, I] transposed -> [..., O], computed in `dtype` (default: the
     weight's).
     """
-    return _Linear.apply(x, weight_OI, dtype or weight_OI.dtype)
+    dtype = dtype or weight_OI.dtype
+    rule = _Linear.apply if torch.is_grad_enabled() else _plain
+    return rule(x, weight_OI, dtype)
 
 
 def runs(counts: list[int]) -> list[tuple[int, int, int]]:
@@ -153,4 +159,7 @@ def grouped_linear(
     dtype = dtype or weight_EOI.dtype
     if x_NI.is_cuda and dtype == torch.bfloat16:
         return _GroupedOnDevice.apply(x_NI, weight_EOI, counts_E.cumsum(0).to(torch.int32), dtype)
-    return _GroupedLinear.apply(x_NI, weight_EOI, counts_E.tolist(), dtype)
+    counts = counts_E.tolist()
+    if not torch.is_grad_enabled():
+        return _product(x_NI.to(dtype), weight_EOI.to(dtype), counts, transposed=False)
+    return _GroupedLinear.apply(x_NI, weight_EOI, counts, dtype)

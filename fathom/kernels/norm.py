@@ -58,5 +58,7 @@ def rms_norm(x: Tensor, weight_D: Tensor, eps: float, recompute: bool = False) -
     """RMSNorm over the last axis of [..., D]; with `recompute` the consumers keep x instead of
     the result.
     """
+    if not torch.is_grad_enabled():
+        return _forward(x, weight_D, eps)
     y = _RMSNorm.apply(x, weight_D, eps)
     return remember(y, _forward, x.detach(), weight_D.detach(), eps) if recompute else y

@@ -66,4 +66,6 @@ def scatter_rows(x_ND: Tensor, token_R: Tensor, place_NK: Tensor) -> Tensor:
 
 def gather_rows(rows_RD: Tensor, weights_NK: Tensor, token_R: Tensor, place_NK: Tensor) -> Tensor:
     """Weighted sum [N, D] of each token's K rows (eq 12's sum over routed experts)."""
+    if not torch.is_grad_enabled():
+        return _gather_sum(rows_RD, place_NK, weights_NK)
     return _Gather.apply(rows_RD, weights_NK, token_R, place_NK)

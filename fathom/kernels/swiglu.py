@@ -71,6 +71,8 @@ def swiglu(gate_up: Tensor, recompute: bool = False) -> Tensor:
     """silu(gate) * up of [..., 2I] -> [..., I]; with `recompute` the next product keeps the
     input instead.
     """
+    if not torch.is_grad_enabled():
+        return _forward(gate_up)
     y = _SwiGLU.apply(gate_up)
     return remember(y, _forward, gate_up.detach()) if recompute else y
 
@@ -91,5 +93,7 @@ def swiglu_pair(gate: Tensor, up: Tensor, recompute: bool = False) -> Tensor:
     """silu(gate) * up of two tensors [..., I]; with `recompute` the next product keeps them
     instead.
     """
+    if not torch.is_grad_enabled():
+        return _forward_pair(gate, up)
     y = _SwiGLUPair.apply(gate, up)
     return remember(y, _forward_pair, gate.detach(), up.detach()) if recompute else y
