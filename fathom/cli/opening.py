@@ -1,0 +1,85 @@
+"""RUN_OR_DIR: what a command that speaks opens, an exported Hugging Face directory or the run folder that holds one."""
+
+from __future__ import annotations
+
+import secrets
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+import fathom
+from fathom.data import Tokenizer
+from fathom.errors import CheckpointError
+from fathom.inference import Sampling
+from fathom.model import Transformer
+
+
+@dataclass(frozen=True)
+class Speaker:
+    """A model that can speak: in evaluation mode, with its tokenizer and the directory both came from."""
+
+    model: Transformer
+    tokenizer: Tokenizer
+    directory: Path
+
+
+def open_speaker(run_or_dir: str | Path, device: str) -> Speaker:
+    """Load the model and tokenizer of a run folder or exported directory.
+
+    Raises `CheckpointError` when it holds none, `DataError` when the tokenizer is missing.
+    """
+    directory = exported_directory(run_or_dir)
+    place = choose_device(device)
+    dtype = torch.float32 if place.type == "cpu" else torch.bfloat16
+    tokenizer = Tokenizer.load(directory)
+    return Speaker(fathom.load(directory, dtype, place, mtp=False).eval(), tokenizer, directory)
+
+
+def exported_directory(run_or_dir: str | Path) -> Path:
+    """The Hugging Face directory that `run_or_dir` is or holds as `model/`."""
+    path = Path(run_or_dir)
+    for directory in (path, path / "model"):
+        if (directory / "config.json").is_file():
+            return directory
+    if (path / "checkpoints").is_dir():
+        raise CheckpointError(
+            f"{path} has checkpoints but no exported model yet; let `fathom run` finish, "
+            f"or make one with `fathom export {path}`"
+        )
+    if not path.exists():
+        raise CheckpointError(f"{path} does not exist; give a run folder or an exported directory")
+    raise CheckpointError(
+        f"{path} is neither a run folder nor an exported directory (no config.json, no model/)"
+    )
+
+
+def choose_device(name: str) -> torch.device:
+    """The device of that name; "auto" is CUDA where there is one, else the CPU."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        torch.empty(0, device=name)
+        return torch.device(name)
+    except (RuntimeError, AssertionError) as error:
+        raise fathom.FathomError(
+            f"device {name!r} cannot be used here; try 'auto' or 'cpu'"
+        ) from error
+
+
+def choose_sampling(temperature: float, top_p: float, seed: int | None) -> Sampling:
+    """The sampling that the options ask for, with a seed of its own when none was given, so that it can be told."""
+    return Sampling(temperature, top_p, secrets.randbelow(2**31) if seed is None else seed)
+
+
+# A model may say anything, also what would ring a terminal's bell or repaint it.
+_AS_PICTURES = {code: 0x2400 + code for code in range(32) if chr(code) not in "\n\t"} | {
+    127: 0x2421
+}
+_AS_PICTURES |= dict.fromkeys(range(128, 160), 0xFFFD)
+
+
+def show(text: str) -> None:
+    """Print a piece of text at once; on a terminal, control characters appear as pictures (ESC as ␛)."""
+    print(text.translate(_AS_PICTURES) if sys.stdout.isatty() else text, end="", flush=True)

@@ -1,0 +1,94 @@
+"""Which text is trained on and which is held out (report §4.1 packs whole documents; the split is ours).
+
+A document's side and its place in the training order are a hash of its content and the seed: they do not depend on
+file names, on other documents or on the order of reading, and equal documents fall on the same side.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from hashlib import blake2b, sha256
+
+from fathom.data.sources import Document
+from fathom.errors import DataError
+
+DOCUMENTS, TAIL = "documents", "tail"
+
+
+@dataclass(frozen=True)
+class Piece:
+    """A stretch of one document that lies on one side; `order` is its place in the shuffled corpus."""
+
+    text: str
+    held_out: bool
+    order: int
+
+
+@dataclass(frozen=True)
+class Split:
+    """How a corpus is divided.
+
+    kind "documents": a document is held out as a whole, with probability `held_out`. kind "tail": of every document
+    the last `held_out` of its characters.
+    """
+
+    kind: str
+    held_out: float
+    seed: int
+
+    def __post_init__(self) -> None:
+        if self.kind not in (DOCUMENTS, TAIL):
+            raise DataError(
+                f"held_out_kind={self.kind!r} is not known; use {DOCUMENTS!r} or {TAIL!r}"
+            )
+        if not 0 < self.held_out < 1:
+            raise DataError(
+                f"held_out={self.held_out} must lie between 0 and 1; 0.05 holds out a twentieth"
+            )
+
+    def pieces(self, document: Document) -> Iterator[Piece]:
+        """The document, or its head and its tail."""
+        side, order = self._hash(document.text)
+        if self.kind == DOCUMENTS:
+            yield Piece(document.text, side < self.held_out * 2**64, order)
+            return
+        cut = round(len(document.text) * (1 - self.held_out))
+        if cut:
+            yield Piece(document.text[:cut], False, order)
+        if cut < len(document.text):
+            yield Piece(document.text[cut:], True, order)
+
+    def _hash(self, text: str) -> tuple[int, int]:
+        """Two independent numbers of 64 bits."""
+        digest = blake2b(text.encode(), digest_size=16, key=str(self.seed).encode()).digest()
+        return int.from_bytes(digest[:8]), int.from_bytes(digest[8:])
+
+
+@dataclass(frozen=True)
+class Survey:
+    """What a corpus is before anything is made of it: documents, bytes of text and of the held-out part, a digest."""
+
+    documents: int
+    bytes: int
+    held_out_bytes: int
+    sha256: str
+
+
+def survey(documents: Iterable[Document], split: Split) -> Survey:
+    """Read the corpus once."""
+    digest, count, size, held_out = sha256(), 0, 0, 0
+    for document in documents:
+        content = document.text.encode()
+        digest.update(len(content).to_bytes(8) + content)
+        count += 1
+        size += len(content)
+        held_out += sum(len(p.text.encode()) for p in split.pieces(document) if p.held_out)
+    return Survey(count, size, held_out, digest.hexdigest())
+
+
+def lopsided(found: Survey, split: Split) -> bool:
+    """Whether documents are too few or too unequal to divide: less than a quarter of the share asked for, or more
+    than four times it, or over half of the corpus, would be held out."""
+    share = found.held_out_bytes / found.bytes
+    return not split.held_out / 4 <= share <= max(min(4 * split.held_out, 0.5), split.held_out)
