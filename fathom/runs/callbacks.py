@@ -1,0 +1,196 @@
+"""What a run does besides training, after each step: the extras, all of them, in the order in which they run.
+
+None of them changes what is learnt: no random state of training is touched and no clock decides anything.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+
+from fathom.data.prepare import TokenData
+from fathom.inference import Sampling, generate
+from fathom.planning import flops_per_token
+from fathom.runs.folder import RunFolder
+from fathom.runs.recipe import Recipe, Stage
+from fathom.train.evaluate import bits_per_byte, evaluate
+from fathom.train.loop import Callback, StepRecord, Trainer
+
+
+@dataclass(frozen=True)
+class Progress:
+    """One step for whoever shows it."""
+
+    step: int
+    steps: int
+    line: str
+    eta_seconds: float
+
+
+Show = Callable[[Progress], None]
+Say = Callable[[str], None]
+
+
+@dataclass
+class Setting:
+    """What the callbacks of one stage share."""
+
+    folder: RunFolder
+    recipe: Recipe
+    stage: Stage
+    data: TokenData
+    peak_flops: float
+    show: Show
+    say: Say
+    save: Callable[[Trainer], None]
+
+    @property
+    def last_step(self) -> int:
+        """The run's step that ends the stage."""
+        index = self.recipe.stages.index(self.stage)
+        return self.recipe.first_step(index) + self.stage.num_steps
+
+    def due(self, step: int, every: int) -> bool:
+        """Whether something done every so many steps, and at the stage's end, is due."""
+        return step % every == 0 or step == self.last_step
+
+
+def stage_callbacks(setting: Setting) -> list[Callback]:
+    """All of them. Logs come before the checkpoint, so that none is missing for a saved step."""
+    return [
+        Metrics(setting),
+        HeldOutLoss(setting),
+        Samples(setting),
+        Checkpoints(setting),
+    ]
+
+
+class Metrics:
+    """metrics.jsonl and the progress line each step, load.jsonl now and then."""
+
+    def __init__(self, setting: Setting) -> None:
+        self.s = setting
+        mtp = setting.stage.mtp_weight > 0
+        self.flops = flops_per_token(setting.recipe.model, setting.stage.seq_len, mtp)
+        self.recent: list[float] = []
+        self.last = time.perf_counter()
+
+    def __call__(self, trainer: Trainer, record: StepRecord) -> None:
+        line = self._line(trainer, record)
+        self.s.folder.append("metrics.jsonl", line)
+        if self.s.due(trainer.step, self.s.recipe.monitor.load_every):
+            load = {"step": trainer.step, "load": record.expert_load.tolist()}
+            self.s.folder.append("load.jsonl", load | {"bias": _bias_range(trainer)})
+        self.recent = [*self.recent[-19:], time.perf_counter() - self.last]
+        self.last = time.perf_counter()
+        eta = (self.s.recipe.steps - trainer.step) * sum(self.recent) / len(self.recent)
+        self.s.show(Progress(trainer.step, self.s.recipe.steps, _shown(line), eta))
+
+    def _line(self, trainer: Trainer, record: StepRecord) -> dict:
+        m = record.moment
+        rate = m.batch * m.seq_len / record.seconds
+        load = record.expert_load.float()
+        violation = (load.amax(1) / load.mean(1)).tolist() if load.numel() else []
+        return {
+            "step": trainer.step,
+            "stage": m.stage,
+            "tokens": m.tokens,
+            "loss": record.loss,
+            "mtp_loss": record.mtp_loss,
+            "balance_loss": record.balance_loss,
+            "bits_per_byte": bits_per_byte(record.loss, train_bytes_per_token(self.s.data)),
+            "grad_norm": record.grad_norm,
+            "lr": m.lr,
+            "gamma": m.gamma,
+            "mtp_weight": m.mtp_weight,
+            "max_load": max(violation, default=1.0),
+            "expert_load": violation,
+            "tokens_per_second": rate,
+            "mfu": rate * self.flops / self.s.peak_flops,
+            "seconds": record.seconds,
+        }
+
+
+def train_bytes_per_token(data: TokenData) -> float:
+    """Bytes of training text per training token."""
+    return data.manifest["bytes"]["train"] / data.manifest["tokens"]["train"]
+
+
+def _bias_range(trainer: Trainer) -> list[list[float]]:
+    """[smallest, largest] router bias of each MoE block that has one."""
+    biases = (router.e_score_correction_bias for router in trainer.model.routers())
+    return [[b.min().item(), b.max().item()] for b in biases if b is not None]
+
+
+def _shown(line: dict) -> str:
+    mtp = f"  mtp {line['mtp_loss']:.3f}" if line["mtp_weight"] and line["mtp_loss"] else ""
+    return (
+        f"loss {line['loss']:.3f}{mtp}  bits/byte {line['bits_per_byte']:.3f}  "
+        f"grad {line['grad_norm']:.2f}  lr {line['lr']:.1e}  {line['tokens_per_second']:,.0f} tok/s  "
+        f"mfu {100 * line['mfu']:.0f}%  load {line['max_load']:.2f}"
+    )
+
+
+class HeldOutLoss:
+    """evals.jsonl: loss and bits per byte on held-out text."""
+
+    def __init__(self, setting: Setting) -> None:
+        self.s = setting
+
+    def __call__(self, trainer: Trainer, record: StepRecord) -> None:
+        monitor, stage = self.s.recipe.monitor, self.s.stage
+        if not self.s.due(trainer.step, monitor.eval_every):
+            return
+        limit = None if trainer.step == self.s.last_step else monitor.eval_tokens
+        rows = stage.micro_batch or stage.batch
+        mtp = stage.mtp_weight > 0
+        found = evaluate(trainer.model, self.s.data, stage.seq_len, rows, limit, mtp)
+        line = {"step": trainer.step, "tokens": trainer.tokens, "loss": found.loss}
+        line |= {"bits_per_byte": found.bits_per_byte, "mtp_loss": found.mtp_loss}
+        self.s.folder.append("evals.jsonl", line | {"held_out_tokens": found.tokens})
+        self.s.say(
+            f"step {trainer.step}: held-out loss {found.loss:.3f} (perplexity "
+            f"{math.exp(min(found.loss, 50)):,.1f}), {found.bits_per_byte:.3f} bits per byte"
+        )
+
+
+class Samples:
+    """samples.jsonl: what the model writes by now, with a random state of its own."""
+
+    def __init__(self, setting: Setting) -> None:
+        self.s = setting
+
+    def __call__(self, trainer: Trainer, record: StepRecord) -> None:
+        monitor = self.s.recipe.monitor
+        if not self.s.due(trainer.step, monitor.sample_every):
+            return
+        text = self._write(trainer, monitor.sample_prompt, monitor.sample_tokens)
+        line = {"step": trainer.step, "prompt": monitor.sample_prompt, "text": text}
+        self.s.folder.append("samples.jsonl", line)
+        self.s.say(f"step {trainer.step} writes:\n{monitor.sample_prompt}{text}\n")
+
+    def _write(self, trainer: Trainer, prompt: str, tokens: int) -> str:
+        tokenizer, model = self.s.data.tokenizer, trainer.model
+        ids = tokenizer.prompt_ids(prompt)
+        room = self.s.stage.seq_len - len(ids)
+        sampling = Sampling(temperature=0.7, top_p=0.95, seed=self.s.recipe.seed)
+        model.eval()
+        with torch.inference_mode():
+            written = generate(model, ids, max(min(tokens, room), 1), sampling, {tokenizer.eos_id})
+        model.train()
+        return tokenizer.decode(written)
+
+
+class Checkpoints:
+    """checkpoints/: every so many steps and at the stage's end."""
+
+    def __init__(self, setting: Setting) -> None:
+        self.s = setting
+
+    def __call__(self, trainer: Trainer, record: StepRecord) -> None:
+        if self.s.due(trainer.step, self.s.recipe.checkpoint.every):
+            self.s.save(trainer)

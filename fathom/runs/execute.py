@@ -1,0 +1,198 @@
+"""A whole run, top to bottom: folder, data, model, stages, export, report. The same call again resumes.
+
+Everything that shows something to a person comes in as a function, so that this works without a terminal.
+"""
+
+from __future__ import annotations
+
+import json
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from fathom import interop
+from fathom.data.loader import Loader
+from fathom.data.prepare import TokenData, prepare
+from fathom.errors import FathomError
+from fathom.kernels import compile_elementwise
+from fathom.model import Transformer
+from fathom.runs.callbacks import Progress, Say, Setting, Show, stage_callbacks
+from fathom.runs.environment import environment
+from fathom.runs.folder import RunFolder
+from fathom.runs.recipe import Recipe, Stage
+from fathom.runs.saving import resume_run, save_run
+from fathom.train.checkpoint import remove_unfinished
+from fathom.train.loop import StagePlan, Trainer, train_stage
+from fathom.train.memory import keep_freed_memory
+from fathom.train.rate import matmul_rate
+
+
+class Run:
+    """One run in one folder: what its stages share."""
+
+    def __init__(
+        self, recipe: Recipe, out: str | Path, device: torch.device, show: Show, say: Say
+    ) -> None:
+        self.recipe, self.device, self.show, self.say = recipe, device, show, say
+        self.folder = RunFolder(out)
+        self.stopping = threading.Event()
+        self.data: TokenData
+        self.trainer: Trainer
+        self.peak_flops = 1.0
+
+    def set_up(self) -> None:
+        """Folder, data, model and optimiser, put back to where the run was."""
+        self.folder.claim(self.recipe)
+        keep_freed_memory()
+        compile_elementwise(self.recipe.precision.compile)
+        dtype = compute_dtype(self.recipe.precision.compute, self.device)
+        self.folder.write("environment.json", json.dumps(environment(self.device, dtype), indent=1))
+        self.data = self._prepare()
+        self.trainer = Trainer.start(self._build_model(dtype), self.recipe.optim)
+        self._resume()
+        self.peak_flops = matmul_rate(self.device, dtype or torch.float32)
+
+    def _prepare(self) -> TokenData:
+        source = self.recipe.data
+        return prepare(
+            self.folder.data,
+            source.sources,
+            source.tokenizer,
+            self.recipe.model.vocab_size,
+            source.held_out,
+            source.held_out_kind,
+            self.recipe.seed,
+            self.say,
+        )
+
+    def _build_model(self, dtype: torch.dtype | None) -> Transformer:
+        """The model as the seed makes it, on the device; the same on every device."""
+        torch.manual_seed(self.recipe.seed)
+        model = Transformer(self.recipe.model).to(self.device)
+        model.set_compute_dtype(dtype)
+        model.set_recompute(self.recipe.precision.recompute)
+        return model
+
+    def _resume(self) -> None:
+        remove_unfinished(self.folder.checkpoints)
+        if resume_run(self.trainer, self.folder.checkpoints, self.say):
+            self.say(f"going on from step {self.trainer.step}")
+        self.folder.forget_after(self.trainer.step)
+
+    def save(self, trainer: Trainer) -> None:
+        """A checkpoint now."""
+        save_run(trainer, self.folder.checkpoints, self.recipe.checkpoint.keep)
+
+    def reached(self) -> str:
+        """Where a run that is called again will go on."""
+        return f"step {self.trainer.step}" if hasattr(self, "trainer") else "the start"
+
+    def train(self) -> None:
+        """All stages that are not done yet."""
+        for index, stage in enumerate(self.recipe.stages):
+            first = self.recipe.first_step(index)
+            if self.trainer.step >= first + stage.num_steps:
+                continue
+            if not STAGES[stage.kind](self, index, stage):
+                self.save(self.trainer)
+                raise KeyboardInterrupt
+
+    def export(self) -> None:
+        """OUT/model: a Hugging Face directory, in float32, tokenizer included."""
+        interop.save(self.trainer.model, self.folder.model, self.data.tokenizer)
+
+
+def pretrain(run: Run, index: int, stage: Stage) -> bool:
+    """Next-token and multi-token prediction on packed documents; False when stopped early."""
+    recipe = run.recipe
+    run.trainer.model.set_rope_scaling(stage.rope_scaling)
+    first = recipe.first_step(index)
+    plan = StagePlan(
+        loader=Loader(run.data.train, stage.seq_len, recipe.seed + index),
+        micro_batch=stage.micro_batch or stage.batch,
+        first_step=first,
+        last_step=first + stage.num_steps,
+        moment=lambda step: recipe.at(step=step),
+        stop=run.stopping.is_set,
+    )
+    setting = Setting(
+        run.folder, recipe, stage, run.data, run.peak_flops, run.show, run.say, run.save
+    )
+    return train_stage(run.trainer, plan, stage_callbacks(setting))
+
+
+STAGES: dict[str, Callable[[Run, int, Stage], bool]] = {"pretrain": pretrain}
+"""What each kind of stage does. A function returns False when it was stopped before its end."""
+
+
+def compute_dtype(wanted: str, device: torch.device) -> torch.dtype | None:
+    """Dtype of products for [precision] compute; None is the weights' own float32."""
+    if wanted == "bfloat16":
+        return torch.bfloat16
+    fast = device.type == "cuda" and torch.cuda.is_bf16_supported()
+    return torch.bfloat16 if wanted == "auto" and fast else None
+
+
+def run(
+    recipe: Recipe,
+    out: str | Path,
+    device: torch.device | str = "cpu",
+    show: Show = lambda progress: None,
+    say: Say = lambda line: None,
+) -> Path:
+    """Run `recipe` in the folder `out`, from the start or from where it stopped; returns the folder.
+
+    `show` gets each step's progress, `say` everything else worth a line. Ctrl-C finishes the step, saves and raises
+    KeyboardInterrupt; a second one leaves at once. Raises `FathomError` for what a user can mend.
+    """
+    job = Run(recipe, out, torch.device(device), show, say)
+    try:
+        job.set_up()
+        with _asked_to_stop(job):
+            job.train()
+            job.export()
+    except KeyboardInterrupt:
+        say(f"stopped; the same command goes on from {job.reached()}")
+        raise
+    finally:
+        job.folder.close()
+    _report(job)
+    return job.folder.path
+
+
+def _report(job: Run) -> None:
+    """The report is made from the folder's files; without matplotlib the run is whole all the same."""
+    from fathom.runs.report import write_report
+
+    try:
+        job.say(f"report: {write_report(job.folder.path)}")
+    except FathomError as error:
+        job.say(f"no report yet: {error}")
+
+
+@contextmanager
+def _asked_to_stop(job: Run) -> Iterator[None]:
+    """The first Ctrl-C sets a flag that the loop reads after the step, the second is as usual."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.getsignal(signal.SIGINT)
+
+    def first(number: int, frame: Any) -> None:
+        signal.signal(signal.SIGINT, before)
+        job.stopping.set()
+        job.say("finishing this step and saving; Ctrl-C again leaves at once")
+
+    signal.signal(signal.SIGINT, first)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+__all__ = ["Progress", "Run", "compute_dtype", "run"]

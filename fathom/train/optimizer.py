@@ -1,0 +1,70 @@
+"""AdamW as in the report (§4.2: betas 0.9 and 0.95, weight decay 0.1, clipping at 1.0).
+
+Left open there and our choice: epsilon 1e-8, and decay on matrices only (norms are spared). The router's
+bias is no parameter; it moves by `fathom.update_bias`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class OptimConfig:
+    """Table [optim] of a recipe."""
+
+    beta1: float = 0.9
+    """Decay of the first moment."""
+    beta2: float = 0.95
+    """Decay of the second moment."""
+    eps: float = 1e-8
+    """Added to the root of the second moment (our choice)."""
+    weight_decay: float = 0.1
+    """Decoupled decay of all matrices; norms have none (our choice)."""
+    clip_norm: float = 1.0
+    """Largest norm of the whole gradient."""
+
+
+def build_adamw(model: nn.Module, config: OptimConfig) -> torch.optim.AdamW:
+    """One parameter group with decay for matrices, one without for norms; the fused form."""
+    parameters = list(model.parameters())
+    groups = [
+        {"params": [p for p in parameters if p.dim() > 1], "weight_decay": config.weight_decay},
+        {"params": [p for p in parameters if p.dim() == 1], "weight_decay": 0.0},
+    ]
+    betas = (config.beta1, config.beta2)
+    return torch.optim.AdamW(groups, lr=0.0, betas=betas, eps=config.eps, fused=True)
+
+
+def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
+    """Use `lr` from the next step on."""
+    for group in optimizer.param_groups:
+        group["lr"] = lr
+
+
+def clip(model: nn.Module, largest: float) -> Tensor:
+    """Scale the gradient down to norm `largest` if it is longer; its norm before that."""
+    return nn.utils.clip_grad_norm_(model.parameters(), largest)
+
+
+def optimizer_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """The moments by name (`exp_avg.NAME`, `exp_avg_sq.NAME`), zeros where no step was made yet."""
+    tensors = {}
+    for name, parameter in model.named_parameters():
+        state = optimizer.state[parameter]
+        for moment in ("exp_avg", "exp_avg_sq"):
+            if moment not in state:
+                state[moment] = torch.zeros_like(parameter)
+            tensors[f"{moment}.{name}"] = state[moment]
+        if "step" not in state:
+            state["step"] = torch.zeros((), dtype=torch.float32, device=parameter.device)
+    return tensors
+
+
+def set_optimizer_step(optimizer: torch.optim.Optimizer, step: int) -> None:
+    """How many updates the moments have seen, for their bias correction."""
+    for state in optimizer.state.values():
+        state["step"].fill_(step)
