@@ -14,6 +14,8 @@ from fathom.data import Tokenizer
 from fathom.errors import CheckpointError
 from fathom.inference import Sampling
 from fathom.model import Transformer
+from fathom.runs.folder import RunFolder
+from fathom.runs.saving import newest_model
 
 
 @dataclass(frozen=True)
@@ -26,15 +28,31 @@ class Speaker:
 
 
 def open_speaker(run_or_dir: str | Path, device: str) -> Speaker:
-    """Load the model and tokenizer of a run folder or exported directory.
+    """Load the model and tokenizer of a run folder, finished or not, or of an exported directory.
 
-    Raises `CheckpointError` when it holds none, `DataError` when the tokenizer is missing.
+    Raises `CheckpointError` when it holds no model, `DataError` when the tokenizer is missing.
     """
-    directory = exported_directory(run_or_dir)
     place = choose_device(device)
     dtype = torch.float32 if place.type == "cpu" else torch.bfloat16
-    tokenizer = Tokenizer.load(directory)
-    return Speaker(fathom.load(directory, dtype, place, mtp=False).eval(), tokenizer, directory)
+    model, tokenizer, origin = open_model(run_or_dir, dtype, mtp=False)
+    tokenizer = tokenizer or Tokenizer.load(origin)
+    return Speaker(model.to(place, dtype).eval(), tokenizer, origin)
+
+
+def open_model(
+    run_or_dir: str | Path, dtype: torch.dtype | None = None, mtp: bool | None = None
+) -> tuple[Transformer, Tokenizer | None, Path]:
+    """Model, tokenizer if there is one, and where they came from.
+
+    A run that has not come to its end has no export yet; then its newest checkpoint is taken.
+    """
+    run = RunFolder(run_or_dir)
+    if run.recipe_file.is_file() and not run.model.is_dir():
+        model, origin = newest_model(run, print)
+        return model, Tokenizer.load(run.data), origin
+    source = exported_directory(run_or_dir)
+    tokenizer = Tokenizer.load(source) if (source / "tokenizer.json").exists() else None
+    return fathom.load(source, dtype, mtp=mtp), tokenizer, source
 
 
 def exported_directory(run_or_dir: str | Path) -> Path:
@@ -43,11 +61,6 @@ def exported_directory(run_or_dir: str | Path) -> Path:
     for directory in (path, path / "model"):
         if (directory / "config.json").is_file():
             return directory
-    if (path / "checkpoints").is_dir():
-        raise CheckpointError(
-            f"{path} has checkpoints but no exported model yet; let `fathom run` finish, "
-            f"or make one with `fathom export {path}`"
-        )
     if not path.exists():
         raise CheckpointError(f"{path} does not exist; give a run folder or an exported directory")
     raise CheckpointError(

@@ -12,13 +12,16 @@ from fathom.cli.opening import choose_device
 from fathom.runs.execute import compute_dtype
 from fathom.runs.execute import run as execute
 from fathom.runs.recipe import Recipe, load_recipe
+from fathom.runs.tables import literal
 
 ASSUMED_EFFICIENCY = 0.5
 """Share of the measured matrix-product rate that --dry-run expects training to reach (our guess)."""
 
 
 def run(
-    recipe: Annotated[str, typer.Argument(help="A recipe's name (nano, mini, …) or the path of one.")],
+    recipe: Annotated[
+        str, typer.Argument(help="A recipe's name (nano, mini, …) or the path of one.")
+    ],
     set_: Annotated[
         list[str] | None,
         typer.Option("--set", metavar="KEY=VALUE", help="Change a value: stages.pretrain.lr=3e-4"),
@@ -26,7 +29,9 @@ def run(
     out: Annotated[Path | None, typer.Option(help="Run folder; default runs/RECIPE.")] = None,
     data: Annotated[
         list[str] | None,
-        typer.Option(help="Text to train on: a file or folder of .txt, .md, code, .jsonl, .parquet."),
+        typer.Option(
+            help="Text to train on: a file or folder of .txt, .md, code, .jsonl, .parquet."
+        ),
     ] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")] = "auto",
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print what would be done.")] = False,
@@ -44,10 +49,7 @@ def run(
 
 def _sources(data: list[str] | None) -> list[str]:
     """--data as an override of the recipe."""
-    if not data:
-        return []
-    quoted = ", ".join("'" + path.replace("'", "\\'") + "'" for path in data)
-    return [f"data.sources=[{quoted}]"]
+    return [f"data.sources={literal(data)}"] if data else []
 
 
 def _describe(recipe: Recipe, device: str) -> None:

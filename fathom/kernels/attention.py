@@ -86,9 +86,14 @@ def _torch_attention(
     width = layout.shape.value
     parts = []
     for rows, span in spans(q.shape[0], visible):
-        piece = (t[rows, span].transpose(1, 2) for t in (q, k, v))
+        q_piece, k_piece, v_piece = (t[rows, span].transpose(1, 2) for t in (q, k, v))
         part = scaled_dot_product_attention(
-            *piece, attn_mask=visible.mask, is_causal=visible.mask is None, scale=scale
+            q_piece,
+            k_piece,
+            v_piece,
+            attn_mask=visible.mask,
+            is_causal=visible.mask is None,
+            scale=scale,
         )
         parts.append(part.transpose(1, 2)[..., v.shape[-1] - width :])
     if visible.segments is None:

@@ -160,8 +160,9 @@ class _Blocks(torch.autograd.Function):
         with fast_products(q.shape[1], q.device):
             for rows, span in _groups(q, visible):
                 piece = out[rows, span].transpose(1, 2)
-                operands = (_by_head(t[rows, span]) for t in (q, k, v))
-                piece.copy_(_blocks_forward(*operands, scale).view(piece.shape))
+                q_piece, k_piece, v_piece = (_by_head(t[rows, span]) for t in (q, k, v))
+                heads = _blocks_forward(q_piece, k_piece, v_piece, scale)
+                piece.copy_(heads.view(piece.shape))
         keep(ctx, q_raw, kv_raw, k_rope)
         ctx.layout, ctx.scale, ctx.visible = layout, scale, visible
         return out.flatten(2)
@@ -177,8 +178,8 @@ class _Blocks(torch.autograd.Function):
         grads = (torch.empty_like(q), torch.empty_like(k), q.new_empty(v.shape))
         with fast_products(q.shape[1], q.device):
             for rows, span in _groups(q, ctx.visible):
-                operands = (_by_head(t[rows, span]) for t in (grad, q, k, v))
-                parts = _blocks_backward(*operands, ctx.scale)
+                do, qs, ks, vs = (_by_head(t[rows, span]) for t in (grad, q, k, v))
+                parts = _blocks_backward(do, qs, ks, vs, ctx.scale)
                 for total, part in zip(grads, parts, strict=True):
                     piece = total[rows, span].transpose(1, 2)
                     piece.copy_(part.view(piece.shape))

@@ -51,7 +51,8 @@ class _RMSNorm(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None]:
-        return (*_backward(grad, *ctx.saved_tensors, ctx.eps), None)
+        x, weight_D = ctx.saved_tensors
+        return (*_backward(grad, x, weight_D, ctx.eps), None)
 
 
 def rms_norm(x: Tensor, weight_D: Tensor, eps: float, recompute: bool = False) -> Tensor:

@@ -2,7 +2,7 @@
 
 from fathom.model.cache import LatentCache
 from fathom.model.config import ModelConfig
-from fathom.model.losses import Losses, losses, update_bias
+from fathom.model.objective import Losses, losses, update_bias
 from fathom.model.router import route
 from fathom.model.transformer import ModelOutput, Transformer
 

@@ -46,6 +46,10 @@ class MTPModule(Block):
         self.eh_proj = Linear(2 * config.hidden_size, config.hidden_size)
         self.shared_head = SharedHead(config)
 
+    def normed(self, h_BTD: Tensor) -> Tensor:
+        """h^k as the shared output head reads it."""
+        return self.shared_head.norm(h_BTD)
+
     def forward(self, h_BTD: Tensor, context: Context, e_BTD: Tensor | None = None) -> Tensor:
         """States h^{k-1} and the embeddings of the tokens k further on, both [B, T-k, D] -> h^k
         (eqs 21-22).

@@ -13,11 +13,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from fathom.model.attention import Attention
 from fathom.model.block import Block
 from fathom.model.cache import LatentCache
 from fathom.model.config import ModelConfig
 from fathom.model.context import Context, RouterRecord, build_context
-from fathom.model.layers import Linear, RMSNorm
+from fathom.model.layers import MLP, Linear, RMSNorm
 from fathom.model.moe import Experts, MoE
 from fathom.model.mtp import MTPModule
 from fathom.model.rope import RotaryTable, softmax_scale
@@ -72,7 +73,7 @@ class Transformer(nn.Module):
         self.model = Decoder(config)
         self.lm_head = Linear(config.hidden_size, config.vocab_size)
         if config.tie_word_embeddings:
-            self.lm_head.weight = self.model.embed_tokens.weight
+            self.lm_head.weight = self.model.embed_tokens.weight  # type: ignore[assignment]
         self.rotary = RotaryTable(config)
         self.compute_dtype: torch.dtype | None = None
         self.reset_parameters()
@@ -110,7 +111,7 @@ class Transformer(nn.Module):
         return ModelOutput(
             self.lm_head(trunk.hidden),
             [self.lm_head(hidden) for hidden in trunk.mtp_hidden],
-            self._stack_loads(trunk.routers),
+            self.stack_loads(trunk.routers),
         )
 
     def trunk(
@@ -156,16 +157,18 @@ class Transformer(nn.Module):
         """
         post_norm = self.config.mtp_hidden == "post_norm"
         state, found = hidden if post_norm else raw, []
-        for depth, module in enumerate(self.model.mtp, start=1):
+        modules = (m for m in self.model.mtp if isinstance(m, MTPModule))
+        for depth, module in enumerate(modules, start=1):
             length = embedded.shape[1] - depth
             if length < 1:
                 break
             raw = module(state[:, :length], context.shortened(length), embedded[:, depth:])
-            found.append(module.shared_head.norm(raw))
+            found.append(module.normed(raw))
             state = found[-1] if post_norm else raw
         return found
 
-    def _stack_loads(self, routers: list[RouterRecord]) -> Tensor:
+    def stack_loads(self, routers: list[RouterRecord]) -> Tensor:
+        """Loads of all MoE blocks, int64 [M, E]."""
         if not routers:
             return torch.zeros(0, self.config.n_routed_experts, dtype=torch.int64)
         return torch.stack([record.load_E for record in routers])
@@ -196,7 +199,7 @@ class Transformer(nn.Module):
         (report §3.2.3).
         """
         for module in self.modules():
-            if hasattr(module, "recompute"):
+            if isinstance(module, RMSNorm | MLP | Experts | Attention):
                 module.recompute = enabled
 
     def set_rope_scaling(self, rope_scaling: dict | None) -> None:

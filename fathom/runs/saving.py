@@ -8,27 +8,30 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fathom.errors import CheckpointError
+from fathom.model import Transformer
+from fathom.runs.folder import RunFolder
 from fathom.train.checkpoint import Report, newest_good, read_state, read_tensors, save_checkpoint
 from fathom.train.loop import Trainer
-from fathom.train.optimizer import optimizer_tensors, set_optimizer_step
+from fathom.train.optimizer import optimizer_tensors
 
 
 def run_tensors(trainer: Trainer) -> dict[str, Tensor]:
-    """Masters, router biases, moments and the random state, by name. They are the live tensors."""
-    tensors = {f"model.{name}": t for name, t in _weights(trainer).items()}
+    """Masters, router biases, AdamW's state and the random state, by name. They are the live tensors.
+
+    Nothing in training draws from a GPU's generator, so that a run may go on on another device.
+    """
+    tensors = _weights(trainer.model)
     optimizer = optimizer_tensors(trainer.model, trainer.optimizer)
     tensors |= {f"optimizer.{name}": t for name, t in optimizer.items()}
-    tensors["random.cpu"] = torch.get_rng_state()
-    if torch.cuda.is_available():
-        tensors["random.cuda"] = torch.cuda.get_rng_state()
-    return tensors
+    return tensors | {"random.cpu": torch.get_rng_state()}
 
 
-def _weights(trainer: Trainer) -> dict[str, Tensor]:
-    """The model's tensors, a tied head once."""
-    state = dict(trainer.model.state_dict())
-    if trainer.model.config.tie_word_embeddings:
-        del state["lm_head.weight"]
+def _weights(model: Transformer) -> dict[str, Tensor]:
+    """The model's tensors by their names in a checkpoint, a tied head once."""
+    state = {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
+    if model.config.tie_word_embeddings:
+        del state["model.lm_head.weight"]
     return state
 
 
@@ -47,8 +50,21 @@ def resume_run(trainer: Trainer, directory: Path, report: Report) -> bool:
     tensors = run_tensors(trainer)
     read_tensors(folder, tensors)
     torch.set_rng_state(tensors["random.cpu"])
-    if "random.cuda" in tensors:
-        torch.cuda.set_rng_state(tensors["random.cuda"])
     trainer.step, trainer.tokens = state["step"], state["tokens"]
-    set_optimizer_step(trainer.optimizer, trainer.step)
     return True
+
+
+def newest_model(run: RunFolder, report: Report) -> tuple[Transformer, Path]:
+    """The model in a run's newest good checkpoint, for speaking or exporting while the run goes on.
+
+    Raises `CheckpointError` when there is no checkpoint that is whole.
+    """
+    recipe, folder = run.read_recipe(), newest_good(run.checkpoints, report)
+    if folder is None:
+        raise CheckpointError(
+            f"{run.checkpoints} holds no whole checkpoint; give the `fathom run` command again"
+        )
+    model = Transformer(recipe.model)
+    read_tensors(folder, _weights(model))
+    model.set_rope_scaling(recipe.at(step=read_state(folder)["step"]).rope_scaling)
+    return model, folder

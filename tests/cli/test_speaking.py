@@ -143,7 +143,7 @@ def test_folders_without_a_model(tmp_path: Path, capsys: pytest.CaptureFixture[s
     for place, message in [
         ("nowhere", "does not exist"),
         (".", "neither a run"),
-        ("run", "no exported model yet"),
+        ("run", "neither a run folder nor an exported directory"),
     ]:
         assert call(*ask(tmp_path / place)) == 2
         assert message in capsys.readouterr().err

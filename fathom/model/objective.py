@@ -62,7 +62,7 @@ def losses(
     mtp = torch.stack(by_depth).mean() if by_depth else zero
     balance = _balance(model, trunk, balance_alpha) if balance_alpha > 0 else zero
     total = main + mtp_weight * mtp + balance
-    load = model._stack_loads(trunk.routers)
+    load = model.stack_loads(trunk.routers)
     return Losses(main, mtp, balance, total, by_depth, load)
 
 

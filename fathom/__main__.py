@@ -1,0 +1,8 @@
+"""`python -m fathom` is the command line."""
+
+from __future__ import annotations
+
+from fathom.cli import main
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,76 @@
+"""The table that `fathom run --dry-run` prints: a stage's cost in words that a person reads."""
+
+from __future__ import annotations
+
+from fathom.model import ModelConfig
+from fathom.planning.flops import flops_per_token
+from fathom.planning.memory import cache_bytes_per_token, training_memory
+from fathom.planning.parameters import count_parameters
+
+
+def describe(
+    config: ModelConfig,
+    *,
+    seq_len: int,
+    micro_batch: int,
+    tokens: int,
+    mtp: bool = True,
+    recompute: bool = False,
+    compute_bytes: int = 4,
+    flops_per_second: float | None = None,
+) -> list[tuple[str, str]]:
+    """Rows (what, how much) for one training stage of `tokens` tokens.
+
+    `micro_batch` is in sequences; `flops_per_second` is what the machine is expected to reach in training,
+    not its peak; without it no time is given.
+    """
+    p = count_parameters(config)
+    per_token = flops_per_token(config, seq_len, mtp)
+    memory = training_memory(
+        config, seq_len, micro_batch, compute_bytes=compute_bytes, recompute=recompute, mtp=mtp
+    )
+    rows = [
+        ("parameters", f"{human(p.main)} ({p.main:,}) and {human(p.mtp)} in MTP modules"),
+        ("active per token", f"{human(p.active)}, {human(p.active_blocks)} in the blocks"),
+        ("latent cache", f"{cache_bytes_per_token(config, compute_bytes):,} bytes per token"),
+        ("work per token", f"{human(per_token)} floating-point operations at {seq_len} tokens"),
+        ("work in all", f"{per_token * tokens:.3g} operations for {human(tokens)} tokens"),
+        ("memory", f"about {gib(memory.total)}, of which"),
+        ("  weights", gib(memory.weights)),
+        ("  gradients", gib(memory.gradients)),
+        ("  moments", gib(memory.moments)),
+        ("  activations", f"{gib(memory.activations)} at {micro_batch} × {seq_len} tokens"),
+        ("  logits", f"{gib(memory.logits)}, a chunk and the head's gradients"),
+    ]
+    if flops_per_second:
+        seconds = per_token * tokens / flops_per_second
+        rows.append(
+            ("time", f"about {duration(seconds)} at {human(flops_per_second)} operations/s")
+        )
+    return rows
+
+
+def human(number: float) -> str:
+    """A number with three digits and K, M, B or T."""
+    for unit, size in (("T", 1e12), ("B", 1e9), ("M", 1e6), ("K", 1e3)):
+        if number >= 0.9995 * size:
+            return (
+                f"{number / size:.3g}{unit}"
+                if number < 999.5 * size
+                else f"{number / size:.0f}{unit}"
+            )
+    return f"{number:.3g}"
+
+
+def gib(size: int) -> str:
+    """Bytes as MiB or GiB."""
+    return f"{size / 2**20:,.0f} MiB" if size < 2**30 else f"{size / 2**30:,.1f} GiB"
+
+
+def duration(seconds: float) -> str:
+    """A time span in the unit that suits it."""
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    if seconds < 2 * 3600:
+        return f"{seconds / 60:.0f} min"
+    return f"{seconds / 3600:.1f} h" if seconds < 2 * 86400 else f"{seconds / 86400:,.0f} days"

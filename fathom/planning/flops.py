@@ -1,0 +1,46 @@
+"""Floating-point operations per trained token: what the model needs, whatever an implementation spends.
+
+A product of a token with a matrix of n parameters is 2n operations (a multiplication and an addition each), and its
+backward pass is two more such products: 6n per trained token, over the matrices that a token goes through. Attention
+adds the products of queries with keys and of weights with values, over half the sequence on average because it
+is causal. Norms, rotations, softmax and the embedding's look-up are left out, and so is anything computed twice to save
+memory, as usual for model FLOPs utilisation (MFU).
+"""
+
+from __future__ import annotations
+
+from fathom.model import ModelConfig
+from fathom.planning.parameters import attention_matrices, expert
+
+
+def flops_per_token(config: ModelConfig, seq_len: int, mtp: bool = True) -> float:
+    """Forward and backward operations per trained token at sequences of `seq_len` tokens."""
+    return 3 * forward_flops_per_token(config, seq_len, mtp)
+
+
+def forward_flops_per_token(config: ModelConfig, seq_len: int, mtp: bool = True) -> float:
+    """Forward operations per token. MTP module k runs on the `seq_len` - k positions that it has (eq 22)."""
+    layers = range(config.num_hidden_layers)
+    head = 2 * config.vocab_size * config.hidden_size
+    total: float = head + sum(_block(config, layer, seq_len) for layer in layers)
+    for k in range(config.num_nextn_predict_layers if mtp else 0):
+        positions = max(0, seq_len - k - 1)
+        join = 2 * 2 * config.hidden_size**2
+        block = _block(config, config.num_hidden_layers + k, positions)
+        total += (join + block + head) * positions / seq_len
+    return total
+
+
+def _block(config: ModelConfig, layer: int, seq_len: int) -> float:
+    """One block: matrices, then attention over the (seq_len + 1) / 2 keys that a query sees on average."""
+    per_key = config.num_attention_heads * (config.qk_head_dim + config.v_head_dim)
+    matrices = attention_matrices(config) + _active_feed_forward(config, layer)
+    return 2 * matrices + 2 * per_key * (seq_len + 1) / 2
+
+
+def _active_feed_forward(config: ModelConfig, layer: int) -> int:
+    """Parameters of a feed-forward block that one token multiplies with; the router scores all its experts."""
+    if not config.is_moe_layer(layer):
+        return 3 * config.hidden_size * config.intermediate_size
+    used = config.num_experts_per_tok + config.n_shared_experts
+    return used * expert(config) + config.n_routed_experts * config.hidden_size

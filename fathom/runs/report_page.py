@@ -1,0 +1,266 @@
+"""The report's page: headline figures, figures with captions, samples, tables. All text from the run is escaped."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from html import escape
+from pathlib import Path
+from typing import Any
+
+from fathom import __version__
+from fathom.runs import report_plots as plots
+from fathom.runs.report_data import Line, RunData, final_mean, series
+
+POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
+"""The page may fetch nothing and run nothing, whatever stands in the model's samples."""
+
+Card = tuple[str, str, str]
+
+
+def page(run: RunData) -> str:
+    """The whole document."""
+    style = (Path(__file__).parent / "report.css").read_text(encoding="utf-8")
+    body = "\n".join(
+        (_header(run), _cards(run), _curves(run), _load(run), _texts(run), _facts(run))
+    )
+    return f"""<!doctype html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<meta http-equiv="Content-Security-Policy" content="{POLICY}">
+<title>{escape(run.name)} · fathom</title>
+<style>
+{style}</style>
+</head>
+<body>
+<main>
+{body}
+<footer>Written by fathom {escape(__version__)} from the files of the run folder <b>{escape(run.name)}</b>; make it
+again with <code>fathom report</code>. This page loads nothing from elsewhere.</footer>
+</main>
+</body>
+</html>
+"""
+
+
+def _header(run: RunData) -> str:
+    if run.metrics:
+        last = run.metrics[-1]
+        stage = f", in stage {last['stage']}" if last.get("stage") else ""
+        state = f"after step {last['step']:,}{stage}"
+    else:
+        state = "no step has been finished yet"
+    return (
+        f'<header><div class="eyebrow">fathom · training run</div>'
+        f"<h1>{escape(run.name)}</h1><p>{escape(state)}</p></header>"
+    )
+
+
+def _cards(run: RunData) -> str:
+    items = "".join(
+        f"<div><dt>{escape(name)}</dt><dd>{escape(value)}<small>{escape(note)}</small></dd></div>"
+        for name, value, note in headline(run)
+    )
+    return f'<dl class="cards">{items}</dl>' if items else ""
+
+
+def headline(run: RunData) -> list[Card]:
+    """(what, value, remark) of what a reader wants to know first; only what was recorded."""
+    held_out, per_byte = series(run.evals, "loss")[1], series(run.evals, "bits_per_byte")[1]
+    cards: list[Card] = []
+    if held_out:
+        cards.append(("held-out loss", f"{held_out[-1]:.3f}", "nats per token, never trained on"))
+    if per_byte:
+        cards.append(
+            ("held-out bits per byte", f"{per_byte[-1]:.3f}", "comparable across tokenizers")
+        )
+    for key in ("loss", "max_load"):
+        cards += _recent(run, key)
+    cards += _amounts(run)
+    for key in ("tokens_per_second", "mfu"):
+        cards += _recent(run, key)
+    return cards
+
+
+_RECENT = {
+    "loss": ("training loss", "{:.3f}", "nats per token"),
+    "max_load": ("worst expert load", "{:.2f}", "times the mean load"),
+    "tokens_per_second": ("tokens per second", "{:,.0f}", "in training"),
+    "mfu": ("MFU", "{:.1%}", "of the machine's matmul peak"),
+}
+
+
+def _recent(run: RunData, key: str) -> list[Card]:
+    """A metric's mean over the last steps."""
+    values = run.series(key)[1]
+    if not values:
+        return []
+    name, form, remark = _RECENT[key]
+    count = min(100, len(values))
+    return [
+        (name, form.format(final_mean(values, count)), f"{remark}, mean of the last {count} steps")
+    ]
+
+
+def _amounts(run: RunData) -> list[Card]:
+    if not run.metrics:
+        return []
+    amounts = []
+    if run.metrics[-1].get("tokens") is not None:
+        tokens = run.metrics[-1]["tokens"]
+        amounts.append(("tokens trained on", _short(tokens), f"{tokens:,}"))
+    seconds = sum(run.series("seconds")[1])
+    return [*amounts, ("time in steps", _duration(seconds), f"{len(run.metrics):,} steps")]
+
+
+def _short(number: float) -> str:
+    for unit, size in (("B", 1e9), ("M", 1e6), ("K", 1e3)):
+        if number >= size:
+            return f"{number / size:.3g}{unit}"
+    return f"{number:g}"
+
+
+def _duration(seconds: float) -> str:
+    minutes = seconds / 60
+    if minutes < 2:
+        return f"{seconds:.0f} s"
+    return f"{minutes:.1f} min" if minutes < 120 else f"{minutes / 60:.1f} h"
+
+
+def _figure(svg: str, caption: str, wide: bool = False) -> str:
+    shape = ' class="wide"' if wide else ""
+    return f"<figure><div{shape}>{svg}</div><figcaption>{caption}</figcaption></figure>"
+
+
+def _curves(run: RunData) -> str:
+    if not run.metrics:
+        return '<p class="note">There is nothing to draw before the first step.</p>'
+    figures = [
+        _figure(plots.learning_rate(run), "The schedule as it was run: warm-up, constant, decay."),
+        _figure(
+            plots.grad_norm(run),
+            "Norm of the whole gradient before it is clipped, logarithmic axis. Single spikes are clipped away; a "
+            "steady climb is a warning.",
+        ),
+    ]
+    if run.series("tokens_per_second")[0]:
+        figures.append(
+            _figure(
+                plots.speed(run),
+                "Time of the training steps alone. Dips mean that the machine did other work beside them.",
+            )
+        )
+    loss = _figure(
+        plots.loss(run),
+        "Pale: every step; strong: mean over the steps around it. Dots: loss on one part of the text that is never "
+        "trained on; when they part upwards from the training curve, the model is memorising. Diamonds: on all of "
+        "that text, so they may lie elsewhere. MTP predicts one token further ahead (report §2.2); once something "
+        "has been learnt that is harder, and its curve lies higher.",
+        wide=True,
+    )
+    return f'<h2>Learning</h2>{loss}<div class="row thirds">{"".join(figures)}</div>'
+
+
+def _load(run: RunData) -> str:
+    parts = [_balance(run)] if run.series("max_load")[0] else []
+    if any(line.get("expert_load") for line in run.metrics):
+        parts.append(
+            _figure(
+                plots.block_heat_map(run),
+                "The same for every MoE block (rows, the last being MTP's where there is one). Pale is balanced; a "
+                "dark row is a block whose router has collapsed.",
+                wide=True,
+            )
+        )
+    if run.loads:
+        parts.append(_figure(plots.expert_heat_maps(run), _experts_caption(run), wide=True))
+    if not parts:
+        return ""
+    return (
+        "<h2>Load of the experts</h2><p>Biases on the router keep the experts equally busy (report §2.1.2): after "
+        f"each step an expert that got too few tokens becomes a little easier to choose.</p>{''.join(parts)}"
+    )
+
+
+def _balance(run: RunData) -> str:
+    """Balance violation, beside the range of the biases where the run recorded it."""
+    both = bool(run.bias_range()[0])
+    violation = _figure(
+        plots.balance(run, wide=not both),
+        "Balance violation: tokens of the busiest expert over the mean, in the worst block at each step. 1 is "
+        "perfect; it should come down early and stay low without an auxiliary loss that pulls on the weights.",
+    )
+    if not both:
+        return violation
+    biases = _figure(
+        plots.bias_range(run),
+        "Smallest and largest router bias of all blocks. The range should level off.",
+    )
+    return f'<div class="row">{violation}{biases}</div>'
+
+
+def _experts_caption(run: RunData) -> str:
+    blocks = len(run.loads[-1]["load"])
+    shown = len(plots.chosen_blocks(blocks))
+    some = "" if shown == blocks else f" {shown} of the {blocks} blocks are shown, evenly spread."
+    return (
+        "Each expert's share of its block's tokens: a row is an expert, a column a moment. Pale is the mean, red "
+        "twice to four times it, blue half to a quarter. Colours should fade to pale; a row that stays blue is an "
+        f"expert that is hardly used.{some}"
+    )
+
+
+def _texts(run: RunData) -> str:
+    if not run.samples:
+        return ""
+    entries = [
+        f"<details{' open' if newest else ''}><summary>step {line.get('step', 0):,}"
+        f"</summary><pre><b>{escape(str(line.get('prompt', '')))}</b>"
+        f"{escape(str(line.get('text', '')))}</pre></details>"
+        for newest, line in zip(
+            [True] + [False] * len(run.samples), run.samples[::-1], strict=False
+        )
+    ]
+    return (
+        "<h2>Samples</h2><p>What the model wrote on its way, the last first. Coloured: the prompt it was given.</p>"
+        + "".join(entries)
+    )
+
+
+def _facts(run: RunData) -> str:
+    parts = []
+    if run.manifest:
+        parts.append(
+            _details("Data", "what was trained on, and its fingerprint", _table(run.manifest))
+        )
+    if run.recipe:
+        recipe = f"<pre>{escape(run.recipe)}</pre>"
+        parts.append(_details("Recipe", "every setting, as resolved", recipe))
+    if run.environment:
+        parts.append(_details("Environment", "where it ran", _table(run.environment)))
+    return f"<h2>How it was made</h2>{''.join(parts)}" if parts else ""
+
+
+def _details(name: str, remark: str, content: str) -> str:
+    return f'<details><summary>{name} <span>· {remark}</span></summary><div class="scroll">{content}</div></details>'
+
+
+def _table(facts: Line) -> str:
+    rows = "".join(
+        f"<tr><th>{escape(key)}</th><td>{escape(value)}</td></tr>" for key, value in flat(facts)
+    )
+    return f"<table>{rows}</table>"
+
+
+def flat(value: Any, prefix: str = "") -> Iterable[tuple[str, str]]:
+    """(dotted name, text) of every leaf of nested dictionaries; lists become one text."""
+    if isinstance(value, dict):
+        for key, inner in value.items():
+            yield from flat(inner, f"{prefix}.{key}" if prefix else str(key))
+    elif isinstance(value, list):
+        yield prefix, ", ".join(map(str, value)) or "none"
+    elif isinstance(value, int) and not isinstance(value, bool) and abs(value) >= 10_000:
+        yield prefix, f"{value:,}"
+    else:
+        yield prefix, str(value)

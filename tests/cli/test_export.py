@@ -1,0 +1,116 @@
+"""`fathom export` on directories and run folders."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+
+import fathom
+from fathom.cli import main
+from fathom.data import Tokenizer
+from fathom.runs.execute import run
+
+CONFIG = fathom.ModelConfig(
+    vocab_size=300,
+    hidden_size=32,
+    intermediate_size=48,
+    moe_intermediate_size=16,
+    num_hidden_layers=2,
+    num_attention_heads=2,
+    q_lora_rank=None,
+    kv_lora_rank=16,
+    qk_nope_head_dim=8,
+    qk_rope_head_dim=4,
+    v_head_dim=8,
+    n_routed_experts=4,
+    num_experts_per_tok=2,
+    n_group=1,
+    topk_group=1,
+    first_k_dense_replace=1,
+)
+
+
+def export(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
+    with pytest.raises(SystemExit) as left:
+        main(["export", *arguments])
+    out, err = capsys.readouterr()
+    assert left.value.code == 0, err
+    return out
+
+
+def test_a_run_folder_becomes_a_directory_in_another_dtype(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model, run, out = fathom.Transformer(CONFIG), tmp_path / "run", tmp_path / "out"
+    fathom.save(model, run / "model", Tokenizer.train(["def f(x): return x"] * 9, 300))
+    said = export(capsys, str(run), str(out), "--dtype", "bfloat16")
+    again = fathom.load(out)
+    assert f"{model.num_parameters():,} parameters" in said
+    assert again.config == CONFIG
+    for name, tensor in model.state_dict().items():
+        expected = tensor if "bias" in name else tensor.bfloat16()
+        assert torch.equal(again.state_dict()[name], expected), name
+    assert Tokenizer.load(out).fingerprint == Tokenizer.load(run / "model").fingerprint
+
+
+def test_a_directory_without_tokenizer_says_so(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fathom.save(fathom.Transformer(CONFIG), tmp_path / "model")
+    said = export(capsys, str(tmp_path / "model"), str(tmp_path / "out"))
+    assert "without a tokenizer" in said
+    assert not (tmp_path / "out" / "tokenizer.json").exists()
+    assert fathom.load(tmp_path / "out").config == CONFIG
+
+
+RECIPE = """
+name = "tiny"
+[model]
+vocab_size = 300
+hidden_size = 32
+intermediate_size = 48
+moe_intermediate_size = 16
+num_hidden_layers = 2
+num_attention_heads = 2
+q_lora_rank = 0
+kv_lora_rank = 16
+qk_nope_head_dim = 8
+qk_rope_head_dim = 4
+v_head_dim = 8
+n_routed_experts = 4
+num_experts_per_tok = 2
+n_group = 1
+topk_group = 1
+first_k_dense_replace = 1
+tie_word_embeddings = true
+[data]
+sources = ["text.txt"]
+[[stages]]
+name = "pretrain"
+seq_len = 16
+batch = 2
+steps = 3
+lr = 1e-3
+[monitor]
+sample_tokens = 4
+"""
+
+
+def test_a_run_without_an_export_gives_its_newest_checkpoint(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("tiny.toml").write_text(RECIPE)
+    Path("text.txt").write_text("\n".join(f"def f{i}(x):\n    return x + {i}" for i in range(200)))
+    run_folder = run(fathom.load_recipe("tiny.toml"), "run")
+    exported = fathom.load(run_folder / "model").state_dict()
+    shutil.rmtree(run_folder / "model")
+    said = export(capsys, "run", "out")
+    assert "step-3" in said
+    again = fathom.load("out")
+    assert again.config.tie_word_embeddings
+    assert all(torch.equal(again.state_dict()[name], t) for name, t in exported.items())
+    assert Tokenizer.load("out").vocab_size == 300
