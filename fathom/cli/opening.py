@@ -12,7 +12,7 @@ import torch
 import fathom
 from fathom.data import Tokenizer
 from fathom.errors import CheckpointError
-from fathom.inference import Sampling
+from fathom.inference import Sampling, lay_out_for_decoding
 from fathom.model import Transformer
 from fathom.runs.folder import RunFolder
 from fathom.runs.saving import newest_model
@@ -36,7 +36,8 @@ def open_speaker(run_or_dir: str | Path, device: str) -> Speaker:
     dtype = torch.float32 if place.type == "cpu" else torch.bfloat16
     model, tokenizer, origin = open_model(run_or_dir, dtype, mtp=False)
     tokenizer = tokenizer or Tokenizer.load(origin)
-    return Speaker(model.to(place, dtype).eval(), tokenizer, origin)
+    model = lay_out_for_decoding(model.to(place, dtype).eval())
+    return Speaker(model, tokenizer, origin)
 
 
 def open_model(
@@ -73,7 +74,7 @@ def choose_device(name: str) -> torch.device:
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
-        torch.empty(0, device=name)
+        torch.zeros(1, device=name).item()  # which a device without data (meta) cannot
         return torch.device(name)
     except (RuntimeError, AssertionError) as error:
         raise fathom.FathomError(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from shlex import quote
 from typing import Annotated
 
 import typer
@@ -44,7 +45,8 @@ def run(
     folder = out or Path("runs") / chosen.name
     with Console(chosen) as console:
         execute(chosen, folder, choose_device(device), console.show, console.say)
-    print(f"\nspeak with it:  fathom generate {folder} --prompt 'def '    fathom chat {folder}")
+    prompt, place = quote(chosen.monitor.sample_prompt), quote(str(folder))
+    print(f"\nspeak with it:  fathom generate {place} --prompt {prompt}    fathom chat {place}")
 
 
 def _sources(data: list[str] | None) -> list[str]:

@@ -10,6 +10,7 @@ the manifest's `held_out_kind` says so.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import platform
@@ -237,4 +238,10 @@ def _map(path: Path, manifest: dict[str, Any], side: str) -> np.ndarray:
         raise DataError(
             f"{path} has {size} bytes instead of {count * dtype.itemsize}; remove {path.parent} and prepare it again"
         )
+    with path.open("rb") as file:
+        if hashlib.file_digest(file, "sha256").hexdigest() != manifest["sha256"][side]:
+            raise DataError(
+                f"{path} was altered since it was prepared (its sha256 is not the one in "
+                f"{MANIFEST}); remove {path.parent} and prepare it again"
+            )
     return np.memmap(path, dtype=dtype, mode="r")

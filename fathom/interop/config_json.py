@@ -99,6 +99,8 @@ def from_json(content: dict[str, Any]) -> ModelConfig:
     # Null has a meaning of its own for these: queries without a latent, no groups.
     values |= {"q_lora_rank": None} if content.get("q_lora_rank", 0) is None else {}
     values |= {key: 1 for key in ("n_group", "topk_group") if content.get(key, 0) is None}
+    none = ("n_shared_experts", "num_nextn_predict_layers")
+    values |= {key: 0 for key in none if content.get(key, 0) is None}
     values["eos_token_id"] = _first(values.get("eos_token_id", ModelConfig.eos_token_id))
     if values.get("topk_method") == "gready":  # as early V2 files spell it
         values["topk_method"] = "greedy"

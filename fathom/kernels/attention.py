@@ -26,6 +26,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn.functional import scaled_dot_product_attention
 
 from fathom.kernels.attention_cpu import attend_on_cpu
+from fathom.kernels.cpu_gemm import fast_products
 from fathom.kernels.expansion import Expansion
 from fathom.kernels.recompute import keep, kept
 from fathom.kernels.visible import ALL, Visible, spans
@@ -141,16 +142,17 @@ def absorbed_attention(
     """
     B, T, H, _ = q_nope_BTHP.shape
     C = up_HXC.shape[2]
+    cache_BSX = cache_BSX.to(q_nope_BTHP.dtype)
     q_latent = torch.matmul(q_nope_BTHP.permute(2, 0, 1, 3).flatten(1, 2), up_HXC[:, :nope])
     q_latent = q_latent.view(H, B, T, C).permute(1, 2, 0, 3)
     q_BQX = torch.cat((q_latent, q_rope_BTHR), dim=-1).view(B, T * H, -1)
-    scores = torch.baddbmm(
-        q_BQX.new_empty(1), q_BQX, cache_BSX.transpose(1, 2), beta=0, alpha=scale
-    ).float()
+    scores = torch.bmm(q_BQX * scale, cache_BSX.transpose(1, 2)).float()
     if mask is not None:
         hidden = ~mask.expand(B, T, -1).repeat_interleave(H, dim=1)
         scores = scores.masked_fill(hidden, float("-inf"))
     weights = scores.softmax(-1).to(cache_BSX.dtype)
-    latent = (weights @ cache_BSX[..., :C]).view(B, T, H, C).permute(2, 0, 1, 3).flatten(1, 2)
+    with fast_products(cache_BSX.shape[1], cache_BSX.device):
+        attended = (weights @ cache_BSX)[..., :C]  # the whole row: C alone would be copied first
+    latent = attended.view(B, T, H, C).permute(2, 0, 1, 3).flatten(1, 2)
     values = torch.matmul(latent, up_HXC[:, nope:].transpose(1, 2))
     return values.view(H, B, T, -1).permute(1, 2, 0, 3).flatten(2)

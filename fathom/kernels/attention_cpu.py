@@ -54,7 +54,7 @@ class _Flash(torch.autograd.Function):
     ) -> Tensor:
         q, (k, v) = layout.queries(q_raw), layout.keys_values(kv_raw, k_rope)
         out = q.new_empty(*q.shape[:3], v.shape[-1])
-        lse = q.new_empty(*q.shape[:3], dtype=torch.float32)
+        lse = q.new_empty(*q.shape[:3], dtype=torch.promote_types(q.dtype, torch.float32))
         mask = _additive(visible, q)
         for rows, span in spans(q.shape[0], visible):
             piece = (t[rows, span].transpose(1, 2) for t in (q, k, v))

@@ -21,7 +21,7 @@ from fathom.kernels.cpu_gemm import fast_products
 IGNORE = -100
 """Target of a position that does not count."""
 
-_CHUNK_NUMBERS, _CHUNK_ROWS = 1 << 22, 256
+_CHUNK_NUMBERS, _CHUNK_NUMBERS_ON_A_GPU, _CHUNK_ROWS = 1 << 22, 1 << 28, 256
 """Logits made at a time (16 MiB in float32, which stays inside a CPU's last cache), but at least
 so many rows.
 """
@@ -48,7 +48,7 @@ def _chunk_loss(logits_CV: Tensor, targets_C: Tensor, valid_C: Tensor) -> Tensor
     largest_C = logits_CV.amax(1)
     torch.softmax(logits_CV, dim=1, out=logits_CV)
     lse_C = largest_C - logits_CV.amax(1).log()
-    loss = ((lse_C - target_logit) * valid_C).sum()
+    loss = (lse_C - target_logit).masked_fill(~valid_C, 0.0).sum()
     logits_CV.scatter_add_(1, picked, logits_CV.new_full(picked.shape, -1.0))
     return loss
 
@@ -63,14 +63,12 @@ def _one_chunk(
     """Loss of one chunk; its gradients are written to `grad_hidden_CD` and added to
     `grad_weight_VD`.
     """
-    valid_C = targets_C != IGNORE
+    valid_C = targets_C >= 0
     logits = (hidden_CD @ weight_VD.T).float()
     loss = _chunk_loss(logits, targets_C, valid_C)
     if grad_hidden_CD is None and grad_weight_VD is None:
         return loss
-    if not valid_C.all():
-        logits.mul_(valid_C[:, None])
-    grad_logits = logits.to(hidden_CD.dtype)
+    grad_logits = logits.masked_fill_(~valid_C[:, None], 0.0).to(hidden_CD.dtype)
     if grad_hidden_CD is not None:
         grad_hidden_CD.copy_(grad_logits @ weight_VD)
     if grad_weight_VD is not None:
@@ -78,17 +76,28 @@ def _one_chunk(
     return loss
 
 
+def _chunk_rows(weight_VD: Tensor) -> int:
+    """Positions at a time: what a CPU's cache holds, or a GiB of logits elsewhere."""
+    numbers = _CHUNK_NUMBERS if weight_VD.device.type == "cpu" else _CHUNK_NUMBERS_ON_A_GPU
+    return max(_CHUNK_ROWS, numbers // weight_VD.shape[0])
+
+
 class _LinearCrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, hidden_ND: Tensor, weight_VD: Tensor, targets_N: Tensor, dtype: torch.dtype
+        ctx: Any,
+        hidden_ND: Tensor,
+        weight_VD: Tensor,
+        targets_N: Tensor,
+        dtype: torch.dtype,
+        wants_grads: bool,
     ) -> Tensor:
         weight = weight_VD.to(dtype)
-        wants_hidden, wants_weight = ctx.needs_input_grad[:2]
+        wants_hidden, wants_weight = ctx.needs_input_grad[:2] if wants_grads else (False, False)
         grad_hidden = torch.empty_like(hidden_ND) if wants_hidden else None
         grad_weight = torch.zeros_like(weight_VD, dtype=torch.float32) if wants_weight else None
         total = torch.zeros((), dtype=torch.float32, device=hidden_ND.device)
-        chunk = max(_CHUNK_ROWS, _CHUNK_NUMBERS // weight.shape[0])
+        chunk = _chunk_rows(weight)
         for start in range(0, hidden_ND.shape[0], chunk):
             rows = slice(start, start + chunk)
             with fast_products(chunk, hidden_ND.device):
@@ -105,11 +114,12 @@ class _LinearCrossEntropy(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None, None, None]:
         grad_hidden, grad_weight = ctx.saved_tensors
         return (
             None if grad_hidden is None else grad_hidden * grad,
             None if grad_weight is None else (grad_weight * grad).to(ctx.weight_dtype),
+            None,
             None,
             None,
         )
@@ -128,8 +138,9 @@ def linear_cross_entropy(
 ) -> Tensor:
     """Sum over positions of -log softmax(hidden W^T)[target], a float32 scalar.
 
-    hidden [N, D], weight [V, D], targets int64 [N] with `IGNORE` where a position does not count.
-    The product is computed in `dtype` (default: the weight's), the softmax in float32.
+    hidden [N, D], weight [V, D], targets int64 [N] with `IGNORE` (or any negative number) where a
+    position does not count. The product is computed in `dtype` (default: the weight's), the softmax in float32.
     """
     dtype = dtype or weight_VD.dtype
-    return _LinearCrossEntropy.apply(hidden_ND, weight_VD, targets_N, dtype)
+    wants_grads = torch.is_grad_enabled()
+    return _LinearCrossEntropy.apply(hidden_ND, weight_VD, targets_N, dtype, wants_grads)

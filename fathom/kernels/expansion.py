@@ -35,7 +35,8 @@ class HeadShape:
 
 def turn_pairs(x: Tensor, cos: Tensor, sin: Tensor, interleave: bool) -> Tensor:
     """Rotate the last axis in place by (cos, sin); with the sine negated it undoes itself."""
-    if interleave and x.dtype == torch.float32 and not torch.is_grad_enabled():
+    paired = x.storage_offset() % 2 == 0 and all(stride % 2 == 0 for stride in x.stride()[:-1])
+    if interleave and paired and x.dtype == torch.float32 and not torch.is_grad_enabled():
         torch.view_as_complex(x.unflatten(-1, (-1, 2))).mul_(torch.complex(cos, sin))
         return x
     a, b = (x[..., 0::2], x[..., 1::2]) if interleave else x.chunk(2, dim=-1)

@@ -18,10 +18,13 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from fathom.kernels.cpu_gemm import fast_products
+from fathom.kernels.decoding import row_products, stands_by_columns
 from fathom.kernels.recompute import keep, kept
 
 
 def _plain(x: Tensor, weight_OI: Tensor, dtype: torch.dtype) -> Tensor:
+    if x.numel() == x.shape[-1] and stands_by_columns(weight_OI) and dtype == torch.float32:
+        return row_products(x.view(1, -1), weight_OI[None], [0]).view(*x.shape[:-1], -1)
     with fast_products(x.shape[:-1].numel(), x.device):
         return torch.nn.functional.linear(x.to(dtype), weight_OI.to(dtype))
 
@@ -77,6 +80,8 @@ def grouped_reference(x_NI: Tensor, weight_EOI: Tensor, counts: list[int]) -> Te
 
 def _product(x_NI: Tensor, weight_EOI: Tensor, counts: list[int], transposed: bool) -> Tensor:
     """Rows of each run times that expert's matrix ([O, I], used transposed unless `transposed`)."""
+    if not transposed and max(counts) == 1 and stands_by_columns(weight_EOI):
+        return row_products(x_NI, weight_EOI, [e for e, count in enumerate(counts) if count])
     matrices = weight_EOI if transposed else weight_EOI.transpose(1, 2)
     out = x_NI.new_empty(x_NI.shape[0], matrices.shape[2])
     with fast_products(x_NI.shape[0] // len(counts), x_NI.device):

@@ -62,4 +62,4 @@ def rms_norm(x: Tensor, weight_D: Tensor, eps: float, recompute: bool = False) -
     if not torch.is_grad_enabled():
         return _forward(x, weight_D, eps)
     y = _RMSNorm.apply(x, weight_D, eps)
-    return remember(y, _forward, x.detach(), weight_D.detach(), eps) if recompute else y
+    return remember(y, _forward, x, weight_D, eps) if recompute else y

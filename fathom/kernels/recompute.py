@@ -34,16 +34,29 @@ class Remade:
         self.users -= 1
         value = self.value
         if value is None:
+            inputs = (i.get() if isinstance(i, Remade) else i for i in self.inputs)
             with torch.no_grad():
-                value = self.make(*self.inputs)
+                value = self.make(*inputs)
         self.value = value if self.users > 0 else None
         return value
 
 
 def remember(tensor: Tensor, make: Callable[..., Tensor], *inputs: Any) -> Tensor:
-    """Mark `tensor` as equal to `make(*inputs)`, so that rules keep the inputs instead of it."""
-    tensor._fathom_remade = Remade(make, inputs)  # type: ignore[attr-defined]
+    """Mark `tensor` as equal to `make(*inputs)`, so that rules keep the inputs instead of it.
+
+    An input that is itself remembered is kept as its own recipe.
+    """
+    tensor._fathom_remade = Remade(make, tuple(map(_as_kept, inputs)))  # type: ignore[attr-defined]
     return tensor
+
+
+def _as_kept(value: Any) -> Any:
+    """A tensor without its history, or how it is made again."""
+    remade = getattr(value, "_fathom_remade", None)
+    if remade is not None:
+        remade.users += 1
+        return remade
+    return value.detach() if isinstance(value, Tensor) else value
 
 
 def keep(ctx: Any, *tensors: Tensor | None) -> None:

@@ -74,7 +74,7 @@ def swiglu(gate_up: Tensor, recompute: bool = False) -> Tensor:
     if not torch.is_grad_enabled():
         return _forward(gate_up)
     y = _SwiGLU.apply(gate_up)
-    return remember(y, _forward, gate_up.detach()) if recompute else y
+    return remember(y, _forward, gate_up) if recompute else y
 
 
 class _SwiGLUPair(torch.autograd.Function):
@@ -96,4 +96,4 @@ def swiglu_pair(gate: Tensor, up: Tensor, recompute: bool = False) -> Tensor:
     if not torch.is_grad_enabled():
         return _forward_pair(gate, up)
     y = _SwiGLUPair.apply(gate, up)
-    return remember(y, _forward_pair, gate.detach(), up.detach()) if recompute else y
+    return remember(y, _forward_pair, gate, up) if recompute else y

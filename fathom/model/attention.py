@@ -84,7 +84,7 @@ class Attention(nn.Module):
         """An up-projection, made again in the backward pass when recomputing (report §3.2.3)."""
         up = projection(latent)
         if self.recompute:
-            kernels.remember(up, projection, latent.detach())
+            kernels.remember(up, projection, latent)
         return up
 
     def _expanded(self, q_raw: Tensor, latent: Tensor, k_rope: Tensor, context: Context) -> Tensor:

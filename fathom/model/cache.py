@@ -41,7 +41,7 @@ class LatentCache:
             raise GenerationError(
                 f"the cache has room for {self.max_len} tokens, {end} are needed; make it longer"
             )
-        self.tensors[layer][:, self.length : end] = entries_BTX
+        self.tensors[layer][:, self.length : end] = entries_BTX.detach()
         return self.tensors[layer][:, :end]
 
     def advance(self, tokens: int) -> None:

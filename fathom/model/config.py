@@ -22,6 +22,15 @@ _CHOICES = {
     "mtp_concat_order": ("embedding_first", "hidden_first"),
     "mtp_hidden": ("post_norm", "pre_norm"),
 }
+_YARN_NUMBERS = (
+    "factor",
+    "original_max_position_embeddings",
+    "beta_fast",
+    "beta_slow",
+    "mscale",
+    "mscale_all_dim",
+    "attention_factor",
+)
 _MAY_BE_ZERO = {"first_k_dense_replace", "num_nextn_predict_layers", "n_shared_experts"}
 
 
@@ -130,6 +139,8 @@ class ModelConfig:
                 least = 0 if field.name in _MAY_BE_ZERO or field.name.endswith("token_id") else 1
                 if value < least:
                     raise ConfigError(f"{field.name}={value} must be at least {least}")
+            elif field.type == "bool" and not isinstance(value, bool):
+                raise ConfigError(f"{field.name}={value!r} must be true or false")
             elif field.type == "float" and (
                 isinstance(value, bool) or not isinstance(value, int | float) or not value > 0
             ):
@@ -142,6 +153,10 @@ class ModelConfig:
             )
         if self.rope_scaling is None:
             return
+        if not isinstance(self.rope_scaling, dict):
+            raise ConfigError(
+                f"rope_scaling={self.rope_scaling!r} must be a table of YaRN's settings, or None"
+            )
         kind = self.rope_scaling.get("type", self.rope_scaling.get("rope_type"))
         if kind != "yarn":
             raise ConfigError(
@@ -150,6 +165,18 @@ class ModelConfig:
         for key in ("factor", "original_max_position_embeddings"):
             if key not in self.rope_scaling:
                 raise ConfigError(f"rope_scaling has no {key!r}, which YaRN needs; add it")
+        for key, value in self.rope_scaling.items():
+            if key not in (*_YARN_NUMBERS, "type", "rope_type", "truncate"):
+                raise ConfigError(
+                    f"rope_scaling has an unknown key {key!r}; YaRN's are {', '.join(_YARN_NUMBERS)}"
+                )
+            number = isinstance(value, int | float) and not isinstance(value, bool)
+            if key in _YARN_NUMBERS and value is not None and not (number and value >= 0):
+                raise ConfigError(f"rope_scaling {key}={value!r} must be a number, not negative")
+        if self.rope_scaling["factor"] < 1:
+            raise ConfigError(
+                f"rope_scaling factor={self.rope_scaling['factor']} must be at least 1"
+            )
 
     def _check_routing(self) -> None:
         if (

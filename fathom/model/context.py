@@ -61,6 +61,20 @@ def _shorten(visible: kernels.Visible, length: int) -> kernels.Visible:
     return kernels.Visible(segments, mask)
 
 
+def number_documents(document_ids: Tensor, tokens_BT: Tensor) -> Tensor:
+    """Ids 0, 1, 2, ... per row, a new one wherever the id changes: a document is a run of equal ids.
+
+    Raises `GenerationError` when there is not one id for each token.
+    """
+    if document_ids.shape != tokens_BT.shape:
+        raise GenerationError(
+            f"document_ids of shape {tuple(document_ids.shape)} do not fit tokens of shape "
+            f"{tuple(tokens_BT.shape)}; give one id for each token"
+        )
+    changes = document_ids[:, 1:] != document_ids[:, :-1]
+    return torch.nn.functional.pad(changes, (1, 0)).cumsum(1)
+
+
 def document_segments(document_ids_BT: Tensor) -> tuple[tuple[tuple[int, int], ...], ...]:
     """Runs of equal ids per row as (start, end), the pieces that attend to themselves only."""
     rows = []
@@ -71,7 +85,11 @@ def document_segments(document_ids_BT: Tensor) -> tuple[tuple[tuple[int, int], .
 
 
 def visibility(
-    attention_mask_BS: Tensor | None, document_ids_BT: Tensor | None, start: int, T: int
+    attention_mask_BS: Tensor | None,
+    document_ids_BT: Tensor | None,
+    start: int,
+    batch: int,
+    T: int,
 ) -> kernels.Visible:
     """Which keys each query sees, from the caller's padding mask and document ids.
 
@@ -82,10 +100,10 @@ def visibility(
             return kernels.ALL
         return kernels.Visible(segments=document_segments(document_ids_BT))
     S = start + T
-    if attention_mask_BS.shape[1] != S:
+    if attention_mask_BS.shape != (batch, S):
         raise GenerationError(
-            f"attention_mask covers {attention_mask_BS.shape[1]} tokens, but {start} are cached "
-            f"and {T} new; pass a mask over all {S}"
+            f"attention_mask of shape {tuple(attention_mask_BS.shape)} does not cover {batch} rows "
+            f"of {start} cached and {T} new tokens; pass one of shape {(batch, S)}"
         )
     device = attention_mask_BS.device
     query, key = torch.arange(start, S, device=device), torch.arange(S, device=device)
@@ -107,6 +125,10 @@ def build_context(
     keep_scores: bool = False,
 ) -> Context:
     """Check the arguments of a forward pass and derive rotation and visibility from them."""
+    if tokens_BT.dim() != 2 or not tokens_BT.numel():
+        raise GenerationError(
+            f"tokens of shape {tuple(tokens_BT.shape)} cannot be read; give int64 [B, T] with T >= 1"
+        )
     T = tokens_BT.shape[1]
     start = 0 if cache is None else cache.length
     if start + T > config.max_position_embeddings:
@@ -118,10 +140,17 @@ def build_context(
         raise GenerationError(
             "document_ids cannot be combined with a cache; give each document its own"
         )
+    if document_ids is not None:
+        document_ids = number_documents(document_ids, tokens_BT)
+    if positions is not None and positions.shape[-2:] not in ((1, T), tokens_BT.shape):
+        raise GenerationError(
+            f"positions of shape {tuple(positions.shape)} do not fit tokens of shape "
+            f"{tuple(tokens_BT.shape)}; give [B, T] or [1, T]"
+        )
     if positions is None:
         rotation = table.first(T, tokens_BT.device, start)
     else:
         rotation = table.at(positions)
-    visible = visibility(attention_mask, document_ids, start, T)
+    visible = visibility(attention_mask, document_ids, start, *tokens_BT.shape)
     token_mask = None if attention_mask is None else attention_mask[:, start:].bool()
     return Context(rotation, visible, cache, token_mask, keep_scores)

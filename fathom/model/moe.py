@@ -118,5 +118,8 @@ class MoE(nn.Module):
 
     def _count(self, indices_NK: Tensor, mask_N: Tensor | None) -> Tensor:
         """Choices per expert [E], of the unmasked tokens only."""
-        chosen = (indices_NK if mask_N is None else indices_NK[mask_N]).flatten()
-        return torch.bincount(chosen, minlength=self.config.n_routed_experts)
+        one = torch.ones_like(indices_NK)
+        if mask_N is not None:
+            one = one * mask_N[:, None]
+        counts_E = one.new_zeros(self.config.n_routed_experts)
+        return counts_E.scatter_add_(0, indices_NK.flatten(), one.flatten())

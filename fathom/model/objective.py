@@ -12,7 +12,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from fathom.errors import FathomError
 from fathom.kernels import IGNORE, linear_cross_entropy
+from fathom.model.context import number_documents
 from fathom.model.router import sequence_balance_loss, update_bias_of
 from fathom.model.transformer import Transformer, Trunk
 
@@ -47,7 +49,13 @@ def losses(
     With `document_ids` [B, T + 1] attention stays inside documents and no target lies in another
     one. A weight of zero leaves the MTP modules or the balance loss out of the computation.
     """
+    if tokens.dim() != 2 or tokens.shape[1] < 2:
+        raise FathomError(
+            f"tokens of shape {tuple(tokens.shape)} hold no input and target; give [B, T + 1], T >= 1"
+        )
     inputs, targets = tokens[:, :-1], tokens[:, 1:]
+    if document_ids is not None:
+        document_ids = number_documents(document_ids, tokens)
     ids = None if document_ids is None else document_ids[:, :-1]
     trunk = model.trunk(inputs, document_ids=ids, mtp=mtp_weight > 0, keep_scores=balance_alpha > 0)
     if document_ids is not None:
@@ -59,7 +67,8 @@ def losses(
         for depth, hidden in enumerate(trunk.mtp_hidden, start=1)
     )
     zero = main.new_zeros(())
-    mtp = torch.stack(by_depth).mean() if by_depth else zero
+    depths = max(model.config.num_nextn_predict_layers, 1)
+    mtp = torch.stack(by_depth).sum() / depths if by_depth else zero
     balance = _balance(model, trunk, balance_alpha) if balance_alpha > 0 else zero
     total = main + mtp_weight * mtp + balance
     load = model.stack_loads(trunk.routers)

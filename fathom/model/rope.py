@@ -128,7 +128,9 @@ class RotaryTable:
         kept = self._kept
         if kept is None or kept.cos.shape[1] < end or kept.cos.device != device:
             grown = 1 << (end - 1).bit_length()
-            kept = self.at(torch.arange(grown, device=device)[None])
+            # Kept for training too, which cannot use what inference mode makes.
+            with torch.inference_mode(False), torch.no_grad():
+                kept = self.at(torch.arange(grown, device=device)[None])
             self._kept = kept
         return Rotation(kept.cos[:, start:end], kept.sin[:, start:end])
 

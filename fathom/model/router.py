@@ -21,6 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from fathom import kernels
 from fathom.model.config import ModelConfig
 
 
@@ -97,8 +98,8 @@ class Router(nn.Module):
         self.register_buffer("expert_load", load, persistent=False)
 
     def forward(self, x_ND: Tensor) -> Tensor:
-        """Logits [N, E], always in float32: near-ties decide where tokens go."""
-        return torch.nn.functional.linear(x_ND.float(), self.weight.float())
+        """Logits [..., E] of [..., D], always in float32: near-ties decide where tokens go."""
+        return kernels.linear(x_ND, self.weight, torch.float32)
 
     def _apply(self, fn: Any, recurse: bool = True) -> Router:
         """Moves and casts as usual, but the bias never leaves float32 (spec: erratum 10)."""

@@ -72,8 +72,6 @@ class Transformer(nn.Module):
         self.config = config
         self.model = Decoder(config)
         self.lm_head = Linear(config.hidden_size, config.vocab_size)
-        if config.tie_word_embeddings:
-            self.lm_head.weight = self.model.embed_tokens.weight  # type: ignore[assignment]
         self.rotary = RotaryTable(config)
         self.compute_dtype: torch.dtype | None = None
         self.reset_parameters()
@@ -83,6 +81,10 @@ class Transformer(nn.Module):
         """Normal weights of the configured deviation (0.006 in the report), norms at one, router
         bias at zero.
         """
+        if self.config.tie_word_embeddings:
+            self.lm_head.weight = self.model.embed_tokens.weight  # type: ignore[assignment]
+        for buffer in self.buffers():
+            buffer.zero_()
         for parameter in self.parameters():
             if parameter.dim() == 1:
                 parameter.fill_(1.0)

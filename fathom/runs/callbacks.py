@@ -163,24 +163,26 @@ class Samples:
 
     def __init__(self, setting: Setting) -> None:
         self.s = setting
+        # Read now: a prompt with characters that the tokenizer lacks is no surprise for step 200.
+        prompt = setting.data.tokenizer.prompt_ids(setting.recipe.monitor.sample_prompt)
+        self.prompt = prompt[-max(setting.stage.seq_len - 1, 1) :]
 
     def __call__(self, trainer: Trainer, record: StepRecord) -> None:
         monitor = self.s.recipe.monitor
         if not self.s.due(trainer.step, monitor.sample_every):
             return
-        text = self._write(trainer, monitor.sample_prompt, monitor.sample_tokens)
+        text = self._write(trainer, monitor.sample_tokens)
         line = {"step": trainer.step, "prompt": monitor.sample_prompt, "text": text}
         self.s.folder.append("samples.jsonl", line)
         self.s.say(f"step {trainer.step} writes:\n{monitor.sample_prompt}{text}\n")
 
-    def _write(self, trainer: Trainer, prompt: str, tokens: int) -> str:
+    def _write(self, trainer: Trainer, tokens: int) -> str:
         tokenizer, model = self.s.data.tokenizer, trainer.model
-        ids = tokenizer.prompt_ids(prompt)
-        room = self.s.stage.seq_len - len(ids)
+        count = max(min(tokens, self.s.stage.seq_len - len(self.prompt)), 1)
         sampling = Sampling(temperature=0.7, top_p=0.95, seed=self.s.recipe.seed)
         model.eval()
         with torch.inference_mode():
-            written = generate(model, ids, max(min(tokens, room), 1), sampling, {tokenizer.eos_id})
+            written = generate(model, self.prompt, count, sampling, {tokenizer.eos_id})
         model.train()
         return tokenizer.decode(written)
 

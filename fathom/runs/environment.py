@@ -13,6 +13,9 @@ import torch
 import fathom
 from fathom.kernels.cpu_gemm import onednn_is_better
 
+DECISIVE = ("torch", "device", "compute", "processor", "threads", "float32_products", "capability")
+"""What the last bits of a result depend on."""
+
 
 def environment(device: torch.device, dtype: torch.dtype | None) -> dict[str, Any]:
     """Versions, processor, threads and source state, as plain values."""
@@ -50,7 +53,9 @@ def _source_state() -> str:
         return "installed"
     try:
         say = ["git", "-C", str(root)]
-        commit = subprocess.run([*say, "rev-parse", "--short", "HEAD"], capture_output=True, text=True)
+        commit = subprocess.run(
+            [*say, "rev-parse", "--short", "HEAD"], capture_output=True, text=True
+        )
         status = subprocess.run([*say, "status", "--porcelain"], capture_output=True, text=True)
     except OSError:
         return "unknown (no git)"

@@ -22,11 +22,11 @@ from fathom.errors import FathomError
 from fathom.kernels import compile_elementwise
 from fathom.model import Transformer
 from fathom.runs.callbacks import Progress, Say, Setting, Show, stage_callbacks
-from fathom.runs.environment import environment
+from fathom.runs.environment import DECISIVE, environment
 from fathom.runs.folder import RunFolder
 from fathom.runs.recipe import Recipe, Stage
 from fathom.runs.saving import resume_run, save_run
-from fathom.train.checkpoint import remove_unfinished
+from fathom.train.checkpoint import checkpoints, remove_unfinished, step_of
 from fathom.train.loop import StagePlan, Trainer, train_stage
 from fathom.train.memory import keep_freed_memory
 from fathom.train.rate import matmul_rate
@@ -44,6 +44,7 @@ class Run:
         self.data: TokenData
         self.trainer: Trainer
         self.peak_flops = 1.0
+        self.saved_step = 0
 
     def set_up(self) -> None:
         """Folder, data, model and optimiser, put back to where the run was."""
@@ -51,11 +52,23 @@ class Run:
         keep_freed_memory()
         compile_elementwise(self.recipe.precision.compile)
         dtype = compute_dtype(self.recipe.precision.compute, self.device)
-        self.folder.write("environment.json", json.dumps(environment(self.device, dtype), indent=1))
+        self._write_environment(dtype)
         self.data = self._prepare()
         self.trainer = Trainer.start(self._build_model(dtype), self.recipe.optim)
         self._resume()
         self.peak_flops = matmul_rate(self.device, dtype or torch.float32)
+
+    def _write_environment(self, dtype: torch.dtype | None) -> None:
+        """environment.json, with a word where it is not the one that the run began in."""
+        now, before = environment(self.device, dtype), self.folder.read_environment()
+        keys = [key for key in DECISIVE if before and before.get(key) != now[key]]
+        changed = [f"{key}: {before.get(key)} → {now[key]}" for key in keys]
+        if changed:
+            self.say(
+                f"not the machine this run was on before ({'; '.join(changed)}); it goes on, but not "
+                f"to the last bit as it would have"
+            )
+        self.folder.write("environment.json", json.dumps(now, indent=1))
 
     def _prepare(self) -> TokenData:
         source = self.recipe.data
@@ -81,16 +94,28 @@ class Run:
     def _resume(self) -> None:
         remove_unfinished(self.folder.checkpoints)
         if resume_run(self.trainer, self.folder.checkpoints, self.say):
-            self.say(f"going on from step {self.trainer.step}")
+            done = self.trainer.step == self.recipe.steps
+            ending = "all steps are done" if done else "going on from there"
+            self.say(f"checkpoint of step {self.trainer.step} found: {ending}")
+        elif checkpoints(self.folder.checkpoints):
+            self.say("no checkpoint is whole: beginning anew")
+        self.saved_step = self.trainer.step
         self.folder.forget_after(self.trainer.step)
+        moment = self.recipe.at(step=self.trainer.step)
+        self.trainer.model.set_rope_scaling(moment.rope_scaling)
 
     def save(self, trainer: Trainer) -> None:
-        """A checkpoint now."""
+        """A checkpoint now, unless this step has one; logs reach the disk before it."""
+        if trainer.step == self.saved_step:
+            return
+        self.folder.sync()
         save_run(trainer, self.folder.checkpoints, self.recipe.checkpoint.keep)
+        self.saved_step = trainer.step
 
     def reached(self) -> str:
         """Where a run that is called again will go on."""
-        return f"step {self.trainer.step}" if hasattr(self, "trainer") else "the start"
+        saved = checkpoints(self.folder.checkpoints)
+        return f"step {step_of(saved[-1])}" if saved else "the start"
 
     def train(self) -> None:
         """All stages that are not done yet."""
@@ -101,6 +126,8 @@ class Run:
             if not STAGES[stage.kind](self, index, stage):
                 self.save(self.trainer)
                 raise KeyboardInterrupt
+            if stage is not self.recipe.stages[-1]:  # whose export follows in any case
+                self.export()
 
     def export(self) -> None:
         """OUT/model: a Hugging Face directory, in float32, tokenizer included."""
@@ -110,8 +137,8 @@ class Run:
 def pretrain(run: Run, index: int, stage: Stage) -> bool:
     """Next-token and multi-token prediction on packed documents; False when stopped early."""
     recipe = run.recipe
-    run.trainer.model.set_rope_scaling(stage.rope_scaling)
     first = recipe.first_step(index)
+    run.trainer.model.set_rope_scaling(recipe.at(step=first + 1).rope_scaling)
     plan = StagePlan(
         loader=Loader(run.data.train, stage.seq_len, recipe.seed + index),
         micro_batch=stage.micro_batch or stage.batch,

@@ -6,9 +6,11 @@ short, so that every step stands there once, however often the run was killed.
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import tomllib
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,7 @@ from fathom.errors import FathomError, RecipeError
 from fathom.runs.recipe import Recipe, recipe_from_dict
 from fathom.runs.tables import differences
 
+LOCK, UNFINISHED = ".lock", ".writing"
 LOGS = ("metrics.jsonl", "evals.jsonl", "samples.jsonl", "load.jsonl")
 
 
@@ -32,15 +35,48 @@ class RunFolder:
 
     def claim(self, recipe: Recipe) -> None:
         """Make the folder this recipe's. Raises `RecipeError` with the differences if it is another's."""
-        if self.recipe_file.exists():
+        begun = self.recipe_file.exists() and self._has_begun()
+        if begun:
             self._check_same(recipe)
-            return
-        if self.path.exists() and (not self.path.is_dir() or any(self.path.iterdir())):
+        elif not self.recipe_file.exists() and self._is_other_work():
             raise FathomError(
                 f"{self.path} exists and is not a run folder; choose another with --out"
             )
-        self.path.mkdir(parents=True, exist_ok=True)
-        self.write("recipe.toml", recipe.to_toml())
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            self._lock()
+        except OSError as error:
+            raise self._failed(self.path, error) from error
+        if not begun:
+            self.write("recipe.toml", recipe.to_toml())
+
+    def _has_begun(self) -> bool:
+        """Whether there is anything that another recipe would spoil; a mistyped --data leaves nothing.
+
+        A recipe.toml without our lock file beside it is the user's own.
+        """
+        ours = (self.path / LOCK).exists()
+        return not ours or any((self.path / n).exists() for n in ("data", "checkpoints", *LOGS))
+
+    def _is_other_work(self) -> bool:
+        if not self.path.exists():
+            return False
+        # All that a run which was killed in its first moment leaves:
+        ours = {LOCK, f".recipe.toml{UNFINISHED}"}
+        return not self.path.is_dir() or any(p.name not in ours for p in self.path.iterdir())
+
+    def _lock(self) -> None:
+        """Keep other processes out until this one ends, however it ends."""
+        self._open[LOCK] = (self.path / LOCK).open("a")
+        try:
+            fcntl.flock(self._open[LOCK], fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise FathomError(
+                f"{self.path} is in use by another process; wait for its end, stop it, or choose "
+                f"another folder with --out"
+            ) from None
+        except OSError:  # a file system without locks
+            return
 
     def _check_same(self, recipe: Recipe) -> None:
         old = self.read_recipe()
@@ -55,16 +91,19 @@ class RunFolder:
         """The recipe that the folder was made with."""
         try:
             return recipe_from_dict(tomllib.loads(self.recipe_file.read_text(encoding="utf-8")))
-        except (OSError, tomllib.TOMLDecodeError) as error:
+        except (OSError, tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
             raise RecipeError(
                 f"{self.recipe_file} cannot be read ({error}); choose another folder with --out"
             ) from error
 
     def write(self, name: str, text: str) -> None:
         """Write a small file whole or not at all."""
-        unfinished = self.path / f".{name}.writing"
-        unfinished.write_text(text, encoding="utf-8")
-        os.replace(unfinished, self.path / name)
+        unfinished = self.path / f".{name}{UNFINISHED}"
+        try:
+            unfinished.write_text(text, encoding="utf-8")
+            os.replace(unfinished, self.path / name)
+        except OSError as error:
+            raise self._failed(self.path / name, error) from error
 
     def forget_after(self, step: int) -> None:
         """Drop log lines of steps beyond `step` and torn last lines."""
@@ -79,22 +118,42 @@ class RunFolder:
 
     def append(self, log: str, line: dict[str, Any]) -> None:
         """Add one line to a log, written out at once."""
-        if log not in self._open:
-            self._open[log] = (self.path / log).open("a", encoding="utf-8")
         try:
+            if log not in self._open:
+                self._open[log] = (self.path / log).open("a", encoding="utf-8")
             self._open[log].write(json.dumps(line, ensure_ascii=False) + "\n")
             self._open[log].flush()
         except OSError as error:
-            raise FathomError(
-                f"{self.path / log} could not be written: {error.strerror}; nothing is lost but "
-                f"steps since the last checkpoint. Make room and give the same command again"
-            ) from error
+            raise self._failed(self.path / log, error) from error
 
     def close(self) -> None:
-        """Close the logs."""
+        """Close the logs and let other processes in."""
         for file in self._open.values():
-            file.close()
+            with suppress(OSError):  # of a full disk, which has been told when it was met
+                file.close()
         self._open.clear()
+
+    def sync(self) -> None:
+        """Have the logs on the disk, so that even after a power cut none lacks a step that a checkpoint has."""
+        for file in self._open.values():
+            try:
+                os.fsync(file.fileno())
+            except OSError as error:
+                raise self._failed(Path(file.name), error) from error
+
+    def read_environment(self) -> dict[str, Any]:
+        """environment.json, or nothing."""
+        try:
+            return json.loads((self.path / "environment.json").read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return {}
+
+    @staticmethod
+    def _failed(path: Path, error: OSError) -> FathomError:
+        return FathomError(
+            f"{path} could not be written: {error.strerror or error}; at most the steps since the last "
+            f"checkpoint are lost. Make room, or choose another folder with --out, and give the command again"
+        )
 
 
 def _is_whole(line: str) -> bool:

@@ -19,146 +19,18 @@ from typing import Any
 
 from fathom.errors import ConfigError, RecipeError
 from fathom.model import ModelConfig
+from fathom.runs.sections import (
+    CheckpointConfig,
+    DataConfig,
+    MonitorConfig,
+    PrecisionConfig,
+    Stage,
+)
 from fathom.runs.tables import build, parse_value, to_toml, unknown
 from fathom.train.optimizer import OptimConfig
-from fathom.train.schedule import Moment, learning_rate
+from fathom.train.schedule import Moment
 
 FOLDER = Path(__file__).resolve().parent.parent / "recipes"
-KINDS = ("pretrain",)
-
-
-@dataclass(frozen=True)
-class DataConfig:
-    """Table [data]: what is read and how it becomes tokens."""
-
-    sources: tuple[str, ...] = ("stdlib",)
-    """Files and folders, or "stdlib": this Python's own standard library."""
-    tokenizer: str = "bpe"
-    """"bpe" or "char" trains one of the model's vocabulary size on the text; anything else is the path of one."""
-    held_out: float = 0.02
-    """Share of the text that is never trained on."""
-    held_out_kind: str = "documents"
-    """Hold out whole "documents", or the "tail" of each."""
-
-
-@dataclass(frozen=True)
-class PrecisionConfig:
-    """Table [precision]: how products are computed and what is kept for the backward pass."""
-
-    compute: str = "auto"
-    """Dtype of matrix products: "float32", "bfloat16", or "auto": bfloat16 on a GPU that has it, else float32."""
-    recompute: bool = False
-    """Make norms, MLA up-projections and SwiGLU again in backward instead of keeping them (report §3.2.3)."""
-    compile: bool = False
-    """Compile the elementwise functions inside the rules; pays in long runs where a C++ compiler or GPU is at hand."""
-
-
-@dataclass(frozen=True)
-class CheckpointConfig:
-    """Table [checkpoint]."""
-
-    every: int = 100
-    """Steps between checkpoints; the end of a stage always has one."""
-    keep: int = 2
-    """How many of the last are kept."""
-
-
-@dataclass(frozen=True)
-class MonitorConfig:
-    """Table [monitor]: what is looked at while the run goes on; nothing here changes what is learnt."""
-
-    eval_every: int = 100
-    """Steps between evaluations on held-out text; the end of a stage always has one."""
-    eval_tokens: int = 32768
-    """Held-out tokens that each looks at; the last one of a stage takes all."""
-    sample_every: int = 200
-    """Steps between sample texts."""
-    sample_prompt: str = "def "
-    """How samples begin."""
-    sample_tokens: int = 80
-    """Tokens in a sample."""
-    load_every: int = 10
-    """Steps between whole expert-load matrices in load.jsonl."""
-
-
-@dataclass(frozen=True)
-class Stage:
-    """One row of [[stages]]."""
-
-    name: str
-    """What the stage is called; `--set stages.NAME.key=…` reaches it."""
-    seq_len: int
-    """Tokens in a sequence."""
-    batch: int
-    """Sequences in an optimiser step."""
-    lr: float
-    """Learning rate after the warm-up."""
-    kind: str = "pretrain"
-    """What is done: "pretrain"."""
-    steps: int | None = None
-    """Optimiser steps; this or `tokens`."""
-    tokens: int | None = None
-    """Tokens to train on, rounded up to whole steps; this or `steps`."""
-    micro_batch: int | None = None
-    """Sequences computed at a time; gradients are accumulated over the batch. None: the whole batch."""
-    lr_end: float = 0.0
-    """Learning rate at the end of the cosine."""
-    warmup_steps: int = 0
-    """Steps in which the rate rises from 0."""
-    decay_steps: int = 0
-    """Last steps of the stage in which the rate falls along a cosine."""
-    gamma: float = 1e-3
-    """Speed of the router biases (report §4.2: 0.001, later 0)."""
-    mtp_weight: float = 0.3
-    """Weight λ of the MTP loss (report §4.2: 0.3, later 0.1)."""
-    balance_alpha: float = 1e-4
-    """Weight α of the sequence-wise balance loss (report §4.2: 0.0001)."""
-    rope_scaling: dict[str, Any] | None = None
-    """YaRN settings from this stage on (report §4.3); None is plain RoPE."""
-
-    def __post_init__(self) -> None:
-        path = f"stages.{self.name}"
-        if self.kind not in KINDS:
-            raise RecipeError(f"{path}.kind = {self.kind!r} must be one of {', '.join(KINDS)}")
-        if (self.steps is None) == (self.tokens is None):
-            raise RecipeError(f"{path} needs either steps or tokens; give exactly one of them")
-        for key in ("steps", "tokens", "seq_len", "batch", "micro_batch"):
-            value = getattr(self, key)
-            if value is not None and value < 1:
-                raise RecipeError(f"{path}.{key} = {value} must be at least 1; raise it")
-        if self.micro_batch is not None and self.micro_batch > self.batch:
-            raise RecipeError(
-                f"{path}.micro_batch = {self.micro_batch} exceeds batch = {self.batch}; lower it"
-            )
-        for key in ("lr_end", "gamma", "mtp_weight", "balance_alpha", "warmup_steps", "decay_steps"):
-            if getattr(self, key) < 0:
-                raise RecipeError(f"{path}.{key} = {getattr(self, key)} must not be negative")
-        if not self.lr > 0:
-            raise RecipeError(f"{path}.lr = {self.lr} must be positive; 3e-4 is a usual value")
-        if self.warmup_steps + self.decay_steps > self.num_steps:
-            raise RecipeError(
-                f"{path}: warmup_steps = {self.warmup_steps} and decay_steps = {self.decay_steps} do "
-                f"not fit into {self.num_steps} steps; lower them or train longer"
-            )
-
-    @property
-    def tokens_per_step(self) -> int:
-        """Tokens in one optimiser step."""
-        return self.batch * self.seq_len
-
-    @property
-    def num_steps(self) -> int:
-        """Optimiser steps of the stage."""
-        if self.steps is not None:
-            return self.steps
-        assert self.tokens is not None
-        return -(-self.tokens // self.tokens_per_step)
-
-    def lr_at(self, position: float) -> float:
-        """Learning rate after `position` steps of the stage."""
-        return learning_rate(
-            position, self.num_steps, self.lr, self.lr_end, self.warmup_steps, self.decay_steps
-        )
 
 
 @dataclass(frozen=True)
@@ -220,7 +92,7 @@ class Recipe:
             gamma=stage.gamma,
             mtp_weight=stage.mtp_weight,
             balance_alpha=stage.balance_alpha,
-            rope_scaling=stage.rope_scaling,
+            rope_scaling=stage.rope_scaling or self.model.rope_scaling,
         )
 
     def to_dict(self) -> dict[str, Any]:
@@ -238,6 +110,12 @@ class Recipe:
 
 def _check(recipe: Recipe) -> None:
     """What only the whole recipe can tell."""
+    if not recipe.name or set(recipe.name) & set("/\\\0") or recipe.name.startswith("."):
+        raise RecipeError(
+            f"name = {recipe.name!r} must be usable as a folder's name; choose another"
+        )
+    if not 0 <= recipe.seed < 2**63:
+        raise RecipeError(f"seed = {recipe.seed} must lie in 0 to 2^63 - 1; choose another")
     if not recipe.stages:
         raise RecipeError("the recipe has no [[stages]]; add one")
     names = [stage.name for stage in recipe.stages]
@@ -245,30 +123,20 @@ def _check(recipe: Recipe) -> None:
     if twice:
         raise RecipeError(f"two stages are called {twice!r}; give each its own name")
     for stage in recipe.stages:
-        if stage.seq_len > recipe.model.max_position_embeddings:
-            raise RecipeError(
-                f"stages.{stage.name}.seq_len = {stage.seq_len} exceeds model.max_position_embeddings = "
-                f"{recipe.model.max_position_embeddings}; raise that or shorten the sequences"
-            )
-    if not 0 < recipe.data.held_out < 1:
-        raise RecipeError(f"data.held_out = {recipe.data.held_out} must lie between 0 and 1")
-    if recipe.data.held_out_kind not in ("documents", "tail"):
+        _check_fits(stage, recipe.model)
+
+
+def _check_fits(stage: Stage, model: ModelConfig) -> None:
+    """What a stage asks of the model."""
+    if stage.seq_len > model.max_position_embeddings:
         raise RecipeError(
-            f"data.held_out_kind = {recipe.data.held_out_kind!r} must be 'documents' or 'tail'"
+            f"stages.{stage.name}.seq_len = {stage.seq_len} exceeds model.max_position_embeddings = "
+            f"{model.max_position_embeddings}; raise that or shorten the sequences"
         )
-    if not recipe.data.sources:
-        raise RecipeError("data.sources is empty; name a file, a folder or 'stdlib'")
-    if recipe.precision.compute not in ("auto", "float32", "bfloat16"):
-        raise RecipeError(
-            f"precision.compute = {recipe.precision.compute!r} must be auto, float32 or bfloat16"
-        )
-    positive = {
-        **{f"monitor.{k}": v for k, v in asdict(recipe.monitor).items() if isinstance(v, int)},
-        **{f"checkpoint.{k}": v for k, v in asdict(recipe.checkpoint).items()},
-    }
-    for key, value in positive.items():
-        if value < 1:
-            raise RecipeError(f"{key} = {value} must be at least 1; raise it")
+    try:
+        model.replace(rope_scaling=stage.rope_scaling)
+    except ConfigError as error:
+        raise RecipeError(f"stages.{stage.name}.rope_scaling: {error}") from error
 
 
 def recipe_names() -> list[str]:

@@ -119,6 +119,16 @@ def _text(path: Path) -> str:
     return path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
 
 
+def even(rows: list[list[Any]]) -> list[list[Any]]:
+    """Rows made equally long with NaN, for the blocks that take no part in a stage (MTP's at weight 0)."""
+    longest = max(rows, key=len)
+
+    def blank(like: Any) -> Any:
+        return [math.nan] * len(like) if isinstance(like, list) else math.nan
+
+    return [[*row, *map(blank, longest[len(row) :])] for row in rows]
+
+
 def final_mean(values: list[float], count: int = 100) -> float:
     """Mean of the last `count` values (fewer when there are fewer), which is steadier than the last one."""
     last = values[-count:]

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from fathom.errors import FathomError
-from fathom.runs.report_data import RunData, series
+from fathom.runs.report_data import RunData, even, series
 
 INK = {
     "#010101": "var(--ink)",
@@ -257,7 +257,7 @@ def block_heat_map(run: RunData) -> str:
     """max/mean load of every MoE block (rows) over steps (columns)."""
     lines = [line for line in run.metrics if line.get("expert_load")]
     width = min(len(lines), 400)
-    groups = np.array_split(np.array([line["expert_load"] for line in lines], dtype=float), width)
+    groups = np.array_split(np.array(even([line["expert_load"] for line in lines])), width)
     image_MS = np.stack([group.mean(0) for group in groups], axis=1)
     blocks = image_MS.shape[0]
 
@@ -269,7 +269,7 @@ def block_heat_map(run: RunData) -> str:
         )
         shown = axes.imshow(
             image_MS, aspect="auto", interpolation="nearest", cmap=colours, vmin=1,
-            vmax=max(2.0, float(np.quantile(image_MS, 0.98))),
+            vmax=max(2.0, float(np.nanquantile(image_MS, 0.98))),
             extent=(lines[0]["step"], lines[-1]["step"] + 1, blocks + 0.5, 0.5),
         )  # fmt: skip
         axes.grid(False)
@@ -292,7 +292,7 @@ def chosen_blocks(count: int) -> list[int]:
 
 def expert_heat_maps(run: RunData) -> str:
     """Every expert's share over time, one panel per MoE block: load over mean load, on a logarithmic colour scale."""
-    loads_SME = np.array([line["load"] for line in run.loads], dtype=float)
+    loads_SME = np.array(even([line["load"] for line in run.loads]), dtype=float)
     shares = loads_SME / np.maximum(loads_SME.mean(-1, keepdims=True), 1e-9)
     steps = [line["step"] for line in run.loads]
     blocks = chosen_blocks(shares.shape[1])

@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import json
+import math
 import tomllib
 import types
 import typing
@@ -63,6 +64,8 @@ def _typed(value: Any, hint: Any, path: str) -> Any:
         return dict(value)
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
+    if hint is float and isinstance(value, float) and not math.isfinite(value):
+        raise RecipeError(_mistyped(path, value, "a finite number"))
     if not isinstance(value, hint) or (isinstance(value, bool) and hint is not bool):
         raise RecipeError(_mistyped(path, value, _name(hint)))
     return value
@@ -96,24 +99,25 @@ def to_toml(content: Mapping[str, Any]) -> str:
         elif isinstance(value, list | tuple) and value and isinstance(value[0], Mapping):
             later += [f"\n[[{key}]]\n{_pairs(item)}" for item in value]
         else:
-            lines.append(f"{key} = {_literal(value)}")
+            lines.append(f"{key} = {literal(value)}")
     return "\n".join(lines + later) + "\n"
 
 
 def _pairs(table: Mapping[str, Any]) -> str:
-    return "\n".join(f"{k} = {_literal(v)}" for k, v in table.items() if v is not None)
+    return "\n".join(f"{k} = {literal(v)}" for k, v in table.items() if v is not None)
 
 
-def _literal(value: Any) -> str:
+def literal(value: Any) -> str:
+    """A value as TOML writes it."""
     if isinstance(value, bool):
         return "true" if value else "false"
     if isinstance(value, str):
         return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
     if isinstance(value, Mapping):
-        inner = ", ".join(f"{k} = {_literal(v)}" for k, v in value.items() if v is not None)
+        inner = ", ".join(f"{k} = {literal(v)}" for k, v in value.items() if v is not None)
         return "{ " + inner + " }"
     if isinstance(value, list | tuple):
-        return "[" + ", ".join(_literal(item) for item in value) + "]"
+        return "[" + ", ".join(literal(item) for item in value) + "]"
     return repr(value)
 
 
@@ -124,6 +128,7 @@ def flatten(content: Any, prefix: str = "") -> dict[str, Any]:
         for key, value in content.items():
             found |= flatten(value, f"{prefix}.{key}" if prefix else key)
     elif isinstance(content, list | tuple) and content and isinstance(content[0], Mapping):
+        found[f"order of {prefix}"] = [item.get("name") for item in content]
         for number, item in enumerate(content):
             found |= flatten(item, f"{prefix}.{item.get('name', number)}")
     else:

@@ -13,9 +13,11 @@ import hashlib
 import json
 import logging
 import os
+import re
 import shutil
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +26,8 @@ from torch import Tensor
 from fathom.errors import CheckpointError
 
 STATE, MANIFEST, UNFINISHED = "state.json", "manifest.json", ".writing-"
+FILE_BYTES = 1 << 30
+"""About how much goes into one file of tensors."""
 Report = Callable[[str], None]
 
 
@@ -34,11 +38,12 @@ def step_of(folder: Path) -> int:
 
 def checkpoints(directory: Path) -> list[Path]:
     """Finished checkpoint folders, oldest first."""
-    return sorted(directory.glob("step-[0-9]*"), key=step_of)
+    found = directory.glob("step-*")
+    return sorted((p for p in found if re.fullmatch(r"step-\d+", p.name)), key=step_of)
 
 
 def remove_unfinished(directory: Path) -> None:
-    """Clear what a killed writer left."""
+    """Clear what a killed writer left, and what was set aside."""
     for folder in directory.glob(f"{UNFINISHED}*"):
         shutil.rmtree(folder, ignore_errors=True)
 
@@ -46,9 +51,10 @@ def remove_unfinished(directory: Path) -> None:
 def save_checkpoint(
     directory: Path, step: int, tensors: dict[str, Tensor], state: dict[str, Any], keep: int
 ) -> Path:
-    """Write `step-<step>` and drop all but the last `keep`.
+    """Write `step-<step>` and drop all but the last `keep` up to it.
 
-    Raises `CheckpointError` when the disk is full or fails; nothing half-written stays behind.
+    Raises `CheckpointError` when the disk is full or fails; nothing half-written stays behind. Checkpoints of
+    later steps were passed over as damaged; they count for nothing and are replaced when their step comes.
     """
     place = directory / f"step-{step}"
     building = directory / f"{UNFINISHED}{step}"
@@ -56,21 +62,28 @@ def save_checkpoint(
         shutil.rmtree(building, ignore_errors=True)
         building.mkdir(parents=True)
         _write(building, tensors, state)
-        shutil.rmtree(place, ignore_errors=True)  # an altered one, found bad and done again
+        _set_aside(place)  # one that is being made again
         building.rename(place)
         _flush(directory)
     except OSError as error:
         shutil.rmtree(building, ignore_errors=True)
         raise CheckpointError(_not_written(place, tensors, error)) from error
-    for old in checkpoints(directory)[:-keep]:
-        shutil.rmtree(old, ignore_errors=True)
+    for old in [folder for folder in checkpoints(directory) if step_of(folder) <= step][:-keep]:
+        _set_aside(old)
+    remove_unfinished(directory)
     return place
+
+
+def _set_aside(folder: Path) -> None:
+    """Give a checkpoint a name under which it is none, so that a half-removed one is never met."""
+    if folder.exists():
+        folder.rename(folder.with_name(f"{UNFINISHED}{folder.name}-removed"))
 
 
 def _not_written(place: Path, tensors: dict[str, Tensor], error: OSError) -> str:
     size = sum(t.numel() * t.element_size() for t in tensors.values()) / 2**20
-    good = checkpoints(place.parent)
-    kept = f"{good[-1]} is whole" if good else "there is no earlier one"
+    good = [folder for folder in checkpoints(place.parent) if step_of(folder) < step_of(place)]
+    kept = f"the last good checkpoint is {good[-1].name}" if good else "there is no earlier one"
     return (
         f"checkpoint {place} ({size:.0f} MiB) could not be written: {error.strerror or error}; "
         f"{kept}. Make room and give the same command again"
@@ -91,41 +104,48 @@ def _write(building: Path, tensors: dict[str, Tensor], state: dict[str, Any]) ->
 def _write_tensors(folder: Path, tensors: dict[str, Tensor]) -> None:
     from torch.distributed import checkpoint as dcp
 
-    with _quiet():
-        try:
-            writer = dcp.HuggingFaceStorageWriter(path=str(folder))
-            dcp.save(dict(tensors), storage_writer=writer, no_dist=True)
-        except Exception as error:
-            raise _as_os_error(error) from error
+    writer = dcp.HuggingFaceStorageWriter(str(folder), _file_numbers(tensors))
+    with _library_errors():
+        dcp.save(dict(tensors), storage_writer=writer, no_dist=True)
 
 
-def _as_os_error(error: BaseException) -> OSError:
-    """The operating system's error inside what the checkpoint library raised."""
-    seen: BaseException | None = error
-    while seen is not None:
-        if isinstance(seen, OSError):
-            return seen
-        failures = getattr(seen, "failures", None) or getattr(seen, "_failures", None) or {}
-        for failure in failures.values():
-            inner = failure[0] if isinstance(failure, tuple) else failure
-            if isinstance(inner, OSError):
-                return inner
-        seen = seen.__cause__ or seen.__context__
-    return OSError(f"{type(error).__name__}: {error}")
+def _file_numbers(tensors: dict[str, Tensor]) -> dict[str, int]:
+    """Which file each tensor goes to, counted from 1. The writer holds one file's bytes in memory at a time."""
+    numbers, size = {}, 0
+    for name, tensor in tensors.items():
+        size += tensor.nbytes
+        numbers[name] = 1 + (size - tensor.nbytes) // FILE_BYTES
+    present = sorted(set(numbers.values()))
+    return {name: 1 + present.index(number) for name, number in numbers.items()}
 
 
-class _quiet(warnings.catch_warnings):
-    """Without the library's remarks on running in one process."""
+@contextmanager
+def _library_errors() -> Iterator[None]:
+    """Within: no remarks on running in one process, and errors come out as the system's or as an ordinary one.
 
-    def __enter__(self) -> None:
-        super().__enter__()
-        warnings.simplefilter("ignore")
-        self.level = logging.getLogger("torch.distributed").level
-        logging.getLogger("torch.distributed").setLevel(logging.ERROR)
+    The library wraps whatever happens in a CheckpointException, which is no Exception but a BaseException.
+    """
+    from torch.distributed.checkpoint.api import CheckpointException
 
-    def __exit__(self, *error: object) -> None:
-        logging.getLogger("torch.distributed").setLevel(self.level)
-        super().__exit__(*error)
+    logger = logging.getLogger("torch.distributed")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    except CheckpointException as error:
+        cause = next(iter(error.failures.values()))[0]
+        raise _system_error(cause) or RuntimeError(str(cause)) from error
+    finally:
+        logger.setLevel(level)
+
+
+def _system_error(error: BaseException | None) -> OSError | None:
+    """The operating system's error behind another one, if there is one."""
+    while error is not None and not isinstance(error, OSError):
+        error = error.__cause__ or error.__context__
+    return error
 
 
 def _sha256(path: Path) -> str:
@@ -174,12 +194,12 @@ def read_tensors(folder: Path, into: dict[str, Tensor]) -> None:
     """Fill the given tensors in place with those of the checkpoint."""
     from torch.distributed import checkpoint as dcp
 
-    with _quiet():
-        try:
+    try:
+        with _library_errors():
             reader = dcp.HuggingFaceStorageReader(path=str(folder))
             dcp.load(into, storage_reader=reader, no_dist=True)
-        except Exception as error:
-            raise CheckpointError(
-                f"checkpoint {folder} does not fit this model ({error}); "
-                f"it was written by another recipe or version"
-            ) from error
+    except Exception as error:
+        raise CheckpointError(
+            f"checkpoint {folder} does not fit this model ({error}); it was written by another recipe or version; "
+            f"choose another run folder with --out"
+        ) from error

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -125,17 +125,16 @@ def accumulate_gradients(
 
 
 def _weighted(parts: list[Losses], shares: list[float]) -> Losses:
-    def mean(pick: Callable[[Losses], Tensor]) -> Tensor:
-        pairs = zip(parts, shares, strict=True)
-        return torch.stack([pick(part).detach() * share for part, share in pairs]).sum()
+    def mean(values: Iterable[Tensor]) -> Tensor:
+        pairs = zip(values, shares, strict=True)
+        return torch.stack([value.detach() * share for value, share in pairs]).sum()
 
-    depths = range(len(parts[0].mtp_by_depth))
     return Losses(
-        mean(lambda part: part.main),
-        mean(lambda part: part.mtp),
-        mean(lambda part: part.balance),
-        mean(lambda part: part.total),
-        tuple(mean(lambda part, k=k: part.mtp_by_depth[k]) for k in depths),
+        mean(part.main for part in parts),
+        mean(part.mtp for part in parts),
+        mean(part.balance for part in parts),
+        mean(part.total for part in parts),
+        tuple(map(mean, zip(*(part.mtp_by_depth for part in parts), strict=True))),
         torch.stack([part.expert_load for part in parts]).sum(0),
     )
 

@@ -11,6 +11,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from fathom.errors import RecipeError
+
 
 @dataclass(frozen=True)
 class OptimConfig:
@@ -26,6 +28,20 @@ class OptimConfig:
     """Decoupled decay of all matrices; norms have none (our choice)."""
     clip_norm: float = 1.0
     """Largest norm of the whole gradient."""
+
+    def __post_init__(self) -> None:
+        for key in ("beta1", "beta2"):
+            if not 0 <= getattr(self, key) < 1:
+                raise RecipeError(
+                    f"optim.{key} = {getattr(self, key)} must lie in [0, 1); 0.9 and 0.95 are usual"
+                )
+        for key in ("eps", "clip_norm"):
+            if not getattr(self, key) > 0:
+                raise RecipeError(f"optim.{key} = {getattr(self, key)} must be positive; raise it")
+        if self.weight_decay < 0:
+            raise RecipeError(
+                f"optim.weight_decay = {self.weight_decay} must be at least 0; raise it"
+            )
 
 
 def build_adamw(model: nn.Module, config: OptimConfig) -> torch.optim.AdamW:
@@ -51,20 +67,17 @@ def clip(model: nn.Module, largest: float) -> Tensor:
 
 
 def optimizer_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """The moments by name (`exp_avg.NAME`, `exp_avg_sq.NAME`), zeros where no step was made yet."""
-    tensors = {}
+    """AdamW's state by name (`exp_avg.NAME`, `exp_avg_sq.NAME`, `step.NAME`), made as zeros where it has none yet.
+
+    Every parameter counts its own updates: one without a gradient (MTP's at weight 0) is passed over.
+    """
+    tensors: dict[str, Tensor] = {}
     for name, parameter in model.named_parameters():
         state = optimizer.state[parameter]
-        for moment in ("exp_avg", "exp_avg_sq"):
-            if moment not in state:
-                state[moment] = torch.zeros_like(parameter)
-            tensors[f"{moment}.{name}"] = state[moment]
+        for key in ("exp_avg", "exp_avg_sq"):
+            if key not in state:
+                state[key] = torch.zeros_like(parameter)
         if "step" not in state:
             state["step"] = torch.zeros((), dtype=torch.float32, device=parameter.device)
+        tensors |= {f"{key}.{name}": state[key] for key in ("exp_avg", "exp_avg_sq", "step")}
     return tensors
-
-
-def set_optimizer_step(optimizer: torch.optim.Optimizer, step: int) -> None:
-    """How many updates the moments have seen, for their bias correction."""
-    for state in optimizer.state.values():
-        state["step"].fill_(step)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import gc
 import random
 
 import pytest
 import torch
 
 import fathom
+from fathom.inference import lay_out_for_decoding
 from fathom.kernels.recompute import Remade
 from tests.model.tiny import YARN, random_fields, tiny_config, tiny_model
 
@@ -154,3 +156,107 @@ def test_the_matmul_seam() -> None:
     model(random_tokens(1, 8))
     attention, dense, moe = 5, 3, 2 + 3
     assert len(seen) == 4 * attention + dense + 3 * moe + 1 + 2
+
+
+def test_recomputation_keeps_less() -> None:
+    """What a loss holds for its backward pass: no norm output, no up-projection, no SwiGLU output."""
+    kept = []
+    for recompute in (False, True):
+        model = tiny_model(num_nextn_predict_layers=0)
+        model.set_recompute(recompute)
+        tokens = random_tokens(2, 65)
+        before = live_numbers()
+        loss = fathom.losses(model, tokens)
+        kept.append(live_numbers() - before)
+        assert loss.total.requires_grad
+    assert kept[1] < 0.75 * kept[0]
+
+
+def live_numbers() -> int:
+    """Numbers in all tensor storages that are alive."""
+    gc.collect()
+    sizes = {}
+    for thing in gc.get_objects():
+        for tensor in saved_of(thing):
+            sizes[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+    return sum(sizes.values())
+
+
+def saved_of(thing: object) -> list[torch.Tensor]:
+    if isinstance(thing, torch.autograd.function.BackwardCFunction):
+        try:
+            return [tensor for tensor in thing.saved_tensors if tensor is not None]
+        except RuntimeError:
+            return []
+    return [thing] if type(thing) is torch.Tensor else []
+
+
+def test_documents_with_padding_and_ids_that_return() -> None:
+    """A document is a run of equal ids, with a padding mask and without."""
+    model = tiny_model()
+    tokens = random_tokens(1, 17)
+    ids = torch.tensor([[0] * 5 + [1] * 5 + [0] * 7])
+    plain = model(tokens, document_ids=ids)
+    masked = model(tokens, attention_mask=torch.ones(1, 17), document_ids=ids)
+    assert (plain.logits - masked.logits).abs().max() <= 1e-5
+    alternating = torch.arange(17)[None] % 2
+    assert fathom.losses(model, tokens, alternating).mtp.item() == 0.0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"document_ids": torch.zeros(1, 20)}, "one id for each token"),
+        ({"document_ids": torch.zeros(3, 19)}, "one id for each token"),
+        ({"attention_mask": torch.ones(1, 20)}, "does not cover 3 rows"),
+        ({"positions": torch.zeros(3, 7)}, "do not fit tokens"),
+    ],
+)
+def test_arguments_of_the_wrong_shape(arguments: dict, message: str) -> None:
+    with pytest.raises(fathom.FathomError, match=message):
+        tiny_model()(random_tokens(3, 20), **arguments)
+
+
+def test_nothing_to_read_and_nothing_to_predict() -> None:
+    with pytest.raises(fathom.FathomError, match="T >= 1"):
+        tiny_model()(torch.zeros(1, 0, dtype=torch.int64))
+    with pytest.raises(fathom.FathomError, match="no input and target"):
+        fathom.losses(tiny_model(), random_tokens(1, 1))
+
+
+def test_training_after_inference() -> None:
+    model = tiny_model()
+    with torch.inference_mode():
+        model(random_tokens(1, 9))
+    fathom.losses(model, random_tokens(1, 9)).total.backward()
+    assert model.lm_head.weight.grad is not None
+
+
+def test_a_model_made_on_meta_can_be_filled() -> None:
+    with torch.device("meta"):
+        model = fathom.Transformer(tiny_config(tie_word_embeddings=True))
+    model.to_empty(device="cpu")
+    model.reset_parameters()
+    assert model.lm_head.weight is model.model.embed_tokens.weight
+    assert all(not buffer.any() for buffer in model.buffers())
+
+
+def test_float64_attends_like_float32() -> None:
+    model = tiny_model(max_position_embeddings=2048)
+    tokens = random_tokens(1, 1100)
+    single = model(tokens, mtp=False).logits
+    double = model.double()(tokens, mtp=False).logits
+    double.sum().backward()
+    assert double.dtype == torch.float64 and (double - single).abs().max() <= 1e-5
+
+
+def test_weights_laid_out_for_decoding_give_the_same() -> None:
+    model = tiny_model(num_nextn_predict_layers=0, n_shared_experts=2).eval()
+    tokens = random_tokens(1, 20)
+    with torch.inference_mode():
+        expected = model(tokens).logits
+        assert lay_out_for_decoding(model) is model
+        cache = fathom.LatentCache(model.config, 1, 20)
+        parts = [model(tokens[:, i : i + 1], cache=cache).logits for i in range(20)]
+        assert (torch.cat(parts, dim=1) - expected).abs().max() <= 1e-5
+        assert (model(tokens).logits - expected).abs().max() <= 1e-5

@@ -104,6 +104,5 @@ def test_router_equals_transformers_at_the_v3_shape() -> None:
     assert torch.equal(indices.gather(1, order), ours_indices.gather(1, ours_order))
     gathered = ours_weights.gather(1, ours_order)
     torch.testing.assert_close(gathered, weights.gather(1, order), atol=1e-6, rtol=1e-6)
-    assert (ours_indices // 32).unique(dim=-1).shape[-1] <= 8
     assert all(len(set(row)) <= 4 for row in (ours_indices // 32).tolist())
     torch.testing.assert_close(ours_weights.sum(-1), torch.full((64,), 2.5))

@@ -1,0 +1,82 @@
+"""The GPU benchmarks run end to end at toy size on a CPU, and their figures follow from one
+another.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import statistics
+import sys
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+import torch
+
+FOLDER = Path(__file__).parents[2] / "benchmarks" / "gpu"
+
+
+def _module(name: str, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    """A script of benchmarks/gpu as a module; what it does to the import path is undone."""
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    for shared in ("device", "harness"):
+        monkeypatch.delitem(sys.modules, shared, raising=False)
+    spec = importlib.util.spec_from_file_location(f"gpu_{name}", FOLDER / f"{name}.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def _run(module: ModuleType, folder: Path) -> dict[str, Any]:
+    path = folder / "figures.json"
+    module.main(["--toy", "--json", str(path)])
+    return json.loads(path.read_text(encoding="utf-8"))["result"]
+
+
+def test_training_script(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    figures = _run(_module("train", monkeypatch), tmp_path)
+    tokens = figures["batch"] * figures["seq_len"]
+    median = statistics.median(figures["step_seconds"])
+    assert figures["tokens_per_second"] == pytest.approx(tokens / median)
+    # 6 per parameter and token is what a dense model would need; attention adds less than that
+    assert 0 < figures["flops_per_second"] < 12 * figures["parameters"] * tokens / median
+    expected = figures["flops_per_second"] / figures["matmul_flops_per_second"]
+    assert figures["mfu_of_measured"] == pytest.approx(expected)
+    assert "tokens per second" in capsys.readouterr().out
+
+
+def test_decoding_script(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    module = _module("decode", monkeypatch)
+    figures = _run(module, tmp_path)
+    assert [(row["batch"], row["context"]) for row in figures["rows"]] == [(1, 16), (2, 16)]
+    config = module.configuration("", toy=True)
+    per_token = 2 * config.num_hidden_layers * (config.kv_lora_rank + config.qk_rope_head_dim)
+    for row in figures["rows"]:
+        assert row["bytes"]["cache"] == row["batch"] * row["context"] * per_token
+    assert "of copy rate" in capsys.readouterr().out
+
+
+def test_weights_touched_are_those_of_a_real_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One token uses K experts; very many use all, which is every parameter but the embedding."""
+    module = _module("decode", monkeypatch)
+    config = module.configuration("", toy=True)
+    model = module.fathom.Transformer(config)
+    whole = model.num_parameters() - model.model.embed_tokens.weight.numel()
+    assert module.bytes_touched(config, 10_000, 0)["weights"] == pytest.approx(2 * whole)
+    unused = (config.n_routed_experts - config.num_experts_per_tok) * 3
+    unused *= config.hidden_size * config.moe_intermediate_size
+    assert module.bytes_touched(config, 1, 0)["weights"] == pytest.approx(2 * (whole - unused))
+
+
+def test_refuses_a_machine_without_a_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    module = _module("train", monkeypatch)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(SystemExit, match="no CUDA device"):
+        module.main(["--steps", "1"])

@@ -1,0 +1,105 @@
+"""`fathom run` as a user mistypes it: one line that says what to do, and nothing in the way of the right command."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from fathom.cli import main
+from fathom.runs import execute
+from fathom.runs.tables import to_toml
+from tests.runs.tiny import tiny_dict, write_corpus
+
+
+@pytest.fixture
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A working directory with a recipe, a corpus, and things that are neither."""
+    monkeypatch.chdir(tmp_path)
+    write_corpus(tmp_path / "text.txt")
+    (tmp_path / "tiny.toml").write_text(to_toml(tiny_dict("text.txt")))
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "empty.txt").write_text("")
+    (tmp_path / "junk.bin").write_bytes(bytes(range(256)) * 40)
+    (tmp_path / "torn.toml").write_text("[model")
+    (tmp_path / "foreign").mkdir()
+    (tmp_path / "foreign" / "letter.txt").write_text("dear")
+    (tmp_path / "short.txt").write_text("too short\n")
+    return tmp_path
+
+
+def call(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, str]:
+    """Exit status, stdout and stderr of `fathom run ARGUMENTS`."""
+    with pytest.raises(SystemExit) as left:
+        main(["run", *arguments])
+    out, err = capsys.readouterr()
+    return int(left.value.code or 0), out, err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["nanno"], "no recipe 'nanno'"),
+        (["empty"], "no recipe 'empty'"),
+        (["torn.toml"], "torn.toml is not TOML"),
+        (["junk.bin"], "junk.bin is not TOML"),
+        ([], "Missing argument"),
+        (["tiny.toml", "--data", "nowhere.txt"], "'nowhere.txt' is neither a file nor a folder"),
+        (["tiny.toml", "--data", "it's not there"], "is neither a file nor a folder"),
+        (["tiny.toml", "--data", "empty"], "nothing to train on in empty"),
+        (["tiny.toml", "--data", "empty.txt"], "nothing to train on in empty.txt"),
+        (["tiny.toml", "--data", "junk.bin"], "nothing to train on in junk.bin: 1 rejected"),
+        (["tiny.toml", "--data", "short.txt"], "give more text"),
+        (["tiny.toml", "--set", "stages.pretrain.warmup=1"], "did you mean 'warmup_steps'"),
+        (["tiny.toml", "--set", "modle.hidden_size=8"], "did you mean 'model'"),
+        (["tiny.toml", "--set", "stages.pretrain.lr"], "must look like stages.pretrain.lr=3e-4"),
+        (["tiny.toml", "--set", "stages.sft.lr=1"], "no stage is called 'sft'"),
+        (["tiny.toml", "--set", "stages.pretrain.lr=fast"], "must be a number"),
+        (["tiny.toml", "--set", "stages.pretrain.seq_len=65"], "max_position_embeddings = 64"),
+        (["tiny.toml", "--set", "model.n_group=3"], "n_group"),
+        (["tiny.toml", "--set", "model.vocab_size=200"], "vocab_size=200 is too small"),
+        (["tiny.toml", "--set", "data.tokenizer=nowhere"], "nowhere"),
+        (["tiny.toml", "--device", "cuda:63"], "device 'cuda:63' cannot be used here"),
+        (["tiny.toml", "--device", "toaster"], "device 'toaster' cannot be used here"),
+        (["tiny.toml", "--device", "meta"], "device 'meta' cannot be used here"),
+        (["tiny.toml", "--out", "foreign"], "foreign exists and is not a run folder"),
+        (["tiny.toml", "--out", "text.txt"], "text.txt exists and is not a run folder"),
+        (["tiny.toml", "--out", "text.txt/below"], "could not be written: Not a directory"),
+        (["tiny.toml", "--steps", "3"], "No such option: --steps"),
+        (["tiny.toml", "--dry-run", "--device", "toaster"], "device 'toaster' cannot be used here"),
+    ],
+)
+def test_mistakes_get_one_line_and_status_2(
+    arguments: list[str], said: str, place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    status, _, err = call(capsys, *arguments)
+    assert status == 2
+    assert err.startswith("error: ") and err.count("\n") == 1, err
+    assert said in err
+
+
+def test_after_a_mistake_the_right_command_works(
+    place: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In the default folder, with a name that asks for care in quoting."""
+    monkeypatch.setattr(execute, "_report", lambda job: None)
+    (place / 'it\'s "fine".txt').write_text((place / "text.txt").read_text())
+    short = ["tiny.toml", "--set", "stages.pretrain.steps=3"]
+    assert call(capsys, *short, "--data", 'it\'s "fine"')[0] == 2
+    status, out, err = call(capsys, *short, "--data", 'it\'s "fine".txt')
+    assert (status, err) == (0, "")
+    assert "step 3/3  loss" in out and "fathom generate runs/tiny" in out
+    assert (place / "runs" / "tiny" / "model" / "config.json").exists()
+
+
+def test_dry_run_says_what_it_would_cost_and_writes_nothing(
+    place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = sorted(place.rglob("*"))
+    status, out, err = call(capsys, "tiny.toml", "--dry-run", "--set", "stages.pretrain.lr=0.5")
+    assert (status, err) == (0, "")
+    assert "lr = 0.5\n" in out and "weight_decay = 0.1\n" in out, "the resolved recipe"
+    for what in ("parameters", "active per token", "work per token", "memory", "time"):
+        assert f"\n  {what}" in out, what
+    assert "stage pretrain: 12 steps of 128 tokens\n" in out
+    assert sorted(place.rglob("*")) == before
