@@ -33,7 +33,10 @@ class FathomDecoding:
         self.cache = LatentCache(self.config, 1, max_len)
 
     def load(self, path: str) -> None:
+        from fathom.inference import lay_out_for_decoding
+
         self.model.load_state_dict(torch.load(path, mmap=True), strict=True)
+        lay_out_for_decoding(self.model)
 
     def fill(self, context: int) -> None:
         self.cache.truncate(0)

@@ -18,16 +18,22 @@ from torch import Tensor
 
 from fathom.data import Loader, TokenData, held_out_batches
 
-BATCH, SEQ_LEN, WARM_UP, LEARNING_RATE = 12, 64, 100, 1e-3
+BATCH, SEQ_LEN, LEARNING_RATE = 12, 64, 1e-3
 WATCHED = 100
 """Last steps over which expert load is averaged."""
 
 
+def warm_up(steps: int) -> int:
+    """Steps in which the rate rises: 100, fewer in a short trial."""
+    return min(100, steps // 10)
+
+
 def learning_rate(step: int, steps: int) -> float:
     """Linear warm-up, then a cosine to a tenth; `step` counts from 0."""
-    if step < WARM_UP:
-        return LEARNING_RATE * (step + 1) / WARM_UP
-    progress = (step - WARM_UP) / max(1, steps - WARM_UP)
+    rising = warm_up(steps)
+    if step < rising:
+        return LEARNING_RATE * (step + 1) / rising
+    progress = (step + 1 - rising) / max(1, steps - rising)
     return LEARNING_RATE * (0.1 + 0.45 * (1 + math.cos(math.pi * progress)))
 
 

@@ -29,7 +29,7 @@ from harness import (
     table,
     write_json,
 )
-from shakespeare_transformers import WATCHED, Plain
+from shakespeare_transformers import WATCHED, Plain, warm_up
 from shapes import fields_of
 
 import fathom
@@ -38,7 +38,7 @@ from fathom.runs.execute import run
 from fathom.runs.recipe import Recipe
 
 BACK_ENDS = ("grouped_mm", "eager", "batched_mm")
-PROBE_STEPS = 20
+PROBE_STEPS = 6
 
 
 class Ours:
@@ -57,13 +57,13 @@ class Ours:
 
 def recipe(text: str, seed: int, steps: int, gamma: float) -> Recipe:
     """The recipe on this text with this seed; shorter runs have a shorter warm-up."""
-    warm_up = min(100, steps // 10)
+    rising = warm_up(steps)
     settings = {
         "seed": seed,
         "data.sources": json.dumps([text]),
         "stages.pretrain.steps": steps,
-        "stages.pretrain.warmup_steps": warm_up,
-        "stages.pretrain.decay_steps": steps - warm_up,
+        "stages.pretrain.warmup_steps": rising,
+        "stages.pretrain.decay_steps": steps - rising,
         "stages.pretrain.gamma": gamma,
     }
     return fathom.load_recipe("shakespeare-char", [f"{k}={v}" for k, v in settings.items()])
@@ -88,7 +88,7 @@ def fastest_back_end(data: str, fields: dict[str, Any], threads: int) -> str:
         for name in BACK_ENDS
     ]
     try:
-        times = alternate(contenders, "train", 3, 0, PROBE_STEPS)
+        times = alternate(contenders, "train", 2, 0, PROBE_STEPS)
     finally:
         for contender in contenders:
             contender.close()

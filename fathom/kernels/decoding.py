@@ -12,6 +12,8 @@ A matrix that stands by columns has the same shape and values; other products ta
 
 from __future__ import annotations
 
+from functools import cache
+
 import torch
 from torch import Tensor
 from torch.nn.functional import embedding_bag
@@ -33,11 +35,20 @@ def stands_by_columns(weight: Tensor) -> bool:
     )
 
 
+@cache
+def _columns_of(inputs: int) -> Tensor:
+    """Column numbers of the first matrix, int64 [1, I]."""
+    with torch.inference_mode(False):
+        return torch.arange(inputs)[None]
+
+
 def row_products(x_RI: Tensor, weight_EOI: Tensor, experts: list[int]) -> Tensor:
     """Row r of x times the matrix of expert `experts[r]`, transposed: [R, O]. Weights stand by
     columns.
     """
     outputs, inputs = weight_EOI.shape[1:]
-    first = torch.tensor(experts)[:, None] * inputs
+    bags = _columns_of(inputs)
+    if experts != [0]:
+        bags = bags + torch.tensor(experts)[:, None] * inputs
     columns = weight_EOI.transpose(1, 2).reshape(-1, outputs)
-    return embedding_bag(first + torch.arange(inputs), columns, per_sample_weights=x_RI, mode="sum")
+    return embedding_bag(bags, columns, per_sample_weights=x_RI, mode="sum")

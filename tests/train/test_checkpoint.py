@@ -243,3 +243,17 @@ def test_a_disk_that_is_really_full(tmp_path: Path) -> None:
 
 def test_state_is_json_that_a_person_can_read(two: Path) -> None:
     assert json.loads((two / "step-1" / "state.json").read_text()) == {"step": 1, "tokens": 10}
+
+
+def test_large_states_go_to_several_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each is checked, and all together give back what was saved, whatever the sizes."""
+    monkeypatch.setattr(checkpoint, "FILE_BYTES", 3000)
+    wanted = {f"part.{n}": torch.randn(20, 20) for n in range(8)}
+    wanted |= {"scalar": torch.tensor(3.0), "big": torch.randn(100, 100), "last": torch.ones(1)}
+    folder = save_checkpoint(tmp_path, 1, wanted, {"step": 1}, keep=1)
+    files = sorted(folder.glob("*.safetensors"))
+    found = {name: torch.zeros_like(tensor) for name, tensor in wanted.items()}
+    read_tensors(folder, found)
+    assert len(files) > 3 and all(torch.equal(found[name], wanted[name]) for name in wanted)
+    files[2].write_bytes(files[2].read_bytes()[:-1])
+    assert files[2].name in (problem_with(folder) or "")
