@@ -1,5 +1,4 @@
-"""Operations that have a fast path (report §3.3), each beside the slow reference that it must
-equal.
+"""Operations that have a fast path (report §3.3), each beside the slow reference it must equal.
 
 This is the one place that is imported from; which implementation runs is decided inside, by device
 and dtype.
@@ -7,6 +6,7 @@ and dtype.
 
 from fathom.kernels.attention import absorbed_attention, expanded_attention
 from fathom.kernels.cross_entropy import IGNORE, linear_cross_entropy
+from fathom.kernels.decoding import row_products, stands_by_columns, summed_row_products
 from fathom.kernels.expansion import Expansion, HeadShape
 from fathom.kernels.fuse import compile_elementwise
 from fathom.kernels.linear import grouped_linear, linear
@@ -31,7 +31,10 @@ __all__ = [
     "linear_cross_entropy",
     "remember",
     "rms_norm",
+    "row_products",
     "scatter_rows",
+    "stands_by_columns",
+    "summed_row_products",
     "swiglu",
     "swiglu_pair",
 ]

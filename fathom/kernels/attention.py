@@ -45,9 +45,7 @@ def expanded_reference(
 
 
 class _Again(torch.autograd.Function):
-    """Torch's own attention, run again in the backward pass so that only raw projections are
-    kept.
-    """
+    """Torch's own attention, run again in backward so that only raw projections are kept."""
 
     @staticmethod
     def forward(
@@ -80,9 +78,7 @@ def _torch_attention(
     scale: float,
     visible: Visible,
 ) -> Tensor:
-    """Expanded attention through torch's scaled_dot_product_attention, whatever back end that
-    picks.
-    """
+    """Expanded attention by torch's scaled_dot_product_attention, whatever back end it picks."""
     q, (k, v) = layout.queries(q_raw), layout.keys_values(kv_raw, k_rope)
     width = layout.shape.value
     parts = []
@@ -136,9 +132,9 @@ def absorbed_attention(
 ) -> Tensor:
     """Attention in the latent space -> heads side by side [B, T, H*V].
 
-    `cache_BSX` holds [c ; k_R] per token (X = C + R), `up_HXC` is kv_b_proj's weight as
-    [H, P+V, C]; `mask` bool, broadcast to [B, T, S], or None when every query sees every key (one
-    query at the end).
+    `cache_BSX` holds [c ; k_R] per token (X = C + R), `up_HXC` is kv_b_proj's weight [H, P+V, C].
+    `mask` is bool, broadcast to [B, T, S], or None when every query sees every key (one query at
+    the end).
     """
     B, T, H, _ = q_nope_BTHP.shape
     C = up_HXC.shape[2]

@@ -112,8 +112,9 @@ def _blocks_forward(q_GTd: Tensor, k_GTd: Tensor, v_GTv: Tensor, scale: float) -
 def _blocks_backward(
     grad: Tensor, q: Tensor, k: Tensor, v: Tensor, scale: float
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of `_blocks_forward`; with P the softmax, dV = P^T dO and dS = P * (dP -
-    rowsum(dP * P)).
+    """Gradients of `_blocks_forward`.
+
+    With P the softmax, dV = P^T dO and dS = P * (dP - rowsum(dP * P)).
     """
     grad_q, grad_k, grad_v = torch.empty_like(q), torch.zeros_like(k), torch.zeros_like(v)
     for lo in range(0, q.shape[1], BLOCK):
@@ -195,9 +196,7 @@ def attend_on_cpu(
     scale: float,
     visible: Visible,
 ) -> Tensor:
-    """The arguments and the result of `expanded_attention`, by length in blocks or through
-    flash.
-    """
+    """`expanded_attention` on a CPU: in blocks or through flash, by length."""
     T = q_raw.shape[1]
     short = visible.mask is None and longest_span(T, visible) < FLASH_FROM
     rule = _Blocks if short else _Flash

@@ -36,9 +36,7 @@ def _set(permission: str) -> None:
 
 @cache
 def onednn_is_better() -> bool:
-    """Whether this processor is one where oneDNN's float32 product is right and faster than
-    MKL's.
-    """
+    """Whether oneDNN's float32 product is right, and faster than MKL's, on this processor."""
     if not torch.backends.mkldnn.is_available() or _vendor_is_intel():
         return False
     if torch.backends.cpu.get_cpu_capability() != "AVX512" or torch.cpu._is_amx_tile_supported():
@@ -49,9 +47,7 @@ def onednn_is_better() -> bool:
 
 
 def _is_exact() -> bool:
-    """A product under the permission differs from float64 no more than float32 rounding
-    explains.
-    """
+    """Whether a product under the permission is as exact as float32 rounding lets it be."""
     generator = torch.Generator().manual_seed(0)
     a = torch.randn(128, 256, generator=generator)
     b = torch.randn(256, 128, generator=generator)

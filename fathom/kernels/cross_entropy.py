@@ -1,5 +1,4 @@
-"""Output head and cross-entropy in one rule, a chunk of positions at a time (the loss of report
-§2.2 and §4).
+"""Output head and cross-entropy in one rule, a chunk of positions at a time (report §2.2, §4).
 
 Logits of a batch are its largest tensor (positions x vocabulary) and are needed for a moment only.
 Each chunk's logits are made, turned into its loss and, in place, into its gradient (softmax minus
@@ -22,9 +21,7 @@ IGNORE = -100
 """Target of a position that does not count."""
 
 _CHUNK_NUMBERS, _CHUNK_NUMBERS_ON_A_GPU, _CHUNK_ROWS = 1 << 22, 1 << 28, 256
-"""Logits made at a time (16 MiB in float32, which stays inside a CPU's last cache), but at least
-so many rows.
-"""
+"""Logits made at a time (16 MiB of float32 fit a CPU's last cache), and at least so many rows."""
 
 
 def linear_cross_entropy_reference(
@@ -60,9 +57,7 @@ def _one_chunk(
     grad_hidden_CD: Tensor | None,
     grad_weight_VD: Tensor | None,
 ) -> Tensor:
-    """Loss of one chunk; its gradients are written to `grad_hidden_CD` and added to
-    `grad_weight_VD`.
-    """
+    """Loss of one chunk; writes its `grad_hidden_CD` and adds to `grad_weight_VD`."""
     valid_C = targets_C >= 0
     logits = (hidden_CD @ weight_VD.T).float()
     loss = _chunk_loss(logits, targets_C, valid_C)
@@ -139,7 +134,8 @@ def linear_cross_entropy(
     """Sum over positions of -log softmax(hidden W^T)[target], a float32 scalar.
 
     hidden [N, D], weight [V, D], targets int64 [N] with `IGNORE` (or any negative number) where a
-    position does not count. The product is computed in `dtype` (default: the weight's), the softmax in float32.
+    position does not count. The product is computed in `dtype` (default: the weight's), the softmax
+    in float32.
     """
     dtype = dtype or weight_VD.dtype
     wants_grads = torch.is_grad_enabled()

@@ -16,7 +16,6 @@ from functools import cache
 
 import torch
 from torch import Tensor
-from torch.nn.functional import embedding_bag
 
 
 def by_columns(weight: Tensor) -> Tensor:
@@ -36,19 +35,35 @@ def stands_by_columns(weight: Tensor) -> bool:
 
 
 @cache
-def _columns_of(inputs: int) -> Tensor:
-    """Column numbers of the first matrix, int64 [1, I]."""
+def _columns(inputs: int, bags: int) -> tuple[Tensor, Tensor]:
+    """Column numbers of one matrix, int64 [1, I], and where each of some bags of I begins."""
     with torch.inference_mode(False):
-        return torch.arange(inputs)[None]
+        return torch.arange(inputs)[None], torch.arange(bags) * inputs
 
 
-def row_products(x_RI: Tensor, weight_EOI: Tensor, experts: list[int]) -> Tensor:
-    """Row r of x times the matrix of expert `experts[r]`, transposed: [R, O]. Weights stand by
-    columns.
-    """
+def _weighted_columns(
+    x_RI: Tensor, weight_EOI: Tensor, experts_R: Tensor | None, bags: int
+) -> Tensor:
+    """Sums over the columns of each row's matrix, [bags, O]: a bag for each row, or one for all."""
     outputs, inputs = weight_EOI.shape[1:]
-    bags = _columns_of(inputs)
-    if experts != [0]:
-        bags = bags + torch.tensor(experts)[:, None] * inputs
+    numbers, begins = _columns(inputs, bags)
+    if experts_R is not None:
+        numbers = numbers + experts_R[:, None] * inputs
     columns = weight_EOI.transpose(1, 2).reshape(-1, outputs)
-    return embedding_bag(bags, columns, per_sample_weights=x_RI, mode="sum")
+    # torch's own function behind F.embedding_bag, whose checks cost as much as a small product
+    return torch.embedding_bag(
+        columns, numbers.flatten(), begins, False, 0, False, x_RI.flatten(), False
+    )[0]
+
+
+def row_products(x_RI: Tensor, weight_EOI: Tensor, experts_R: Tensor | None = None) -> Tensor:
+    """Row r of x times the matrix of expert r (None: of the only one), transposed: [R, O].
+
+    Weights stand by columns.
+    """
+    return _weighted_columns(x_RI, weight_EOI, experts_R, x_RI.shape[0])
+
+
+def summed_row_products(x_RI: Tensor, weight_EOI: Tensor, experts_R: Tensor) -> Tensor:
+    """The sum of `row_products` over the rows, [1, O]."""
+    return _weighted_columns(x_RI, weight_EOI, experts_R, 1)

@@ -1,5 +1,4 @@
-"""Laying out MLA's raw projections for attention, and its transpose for gradients (report eqs 3-4,
-7-9).
+"""Laying out MLA's raw projections for attention, and the gradients back (report eqs 3-4, 7-9).
 
 kv_b_proj gives each head [k_nope | v] side by side, and the rotated key comes once for all heads.
 Torch's flash kernel on a CPU wants values as wide as keys, and V3's are narrower (128 < 192).
@@ -47,9 +46,7 @@ def turn_pairs(x: Tensor, cos: Tensor, sin: Tensor, interleave: bool) -> Tensor:
 
 
 class Expansion:
-    """The raw projections of one call laid out for attention: rotated queries, whole keys,
-    widened values.
-    """
+    """One call's raw projections laid out: rotated queries, whole keys, widened values."""
 
     def __init__(self, shape: HeadShape, cos: Tensor, sin: Tensor, interleave: bool) -> None:
         self.shape, self.cos, self.sin, self.interleave = shape, cos, sin, interleave
@@ -69,8 +66,9 @@ class Expansion:
         return grad.flatten(2)
 
     def keys_values(self, kv_raw: Tensor, k_rope_BTR: Tensor) -> tuple[Tensor, Tensor]:
-        """[B, T, H*(P+V)] and the shared rotated key -> k [B, T, H, P+R], v [B, T, H, P+R]
-        ending in the values.
+        """[B, T, H*(P+V)] and the shared rotated key -> k and v, equally wide.
+
+        [B, T, H, P+R], or V if that is wider; v ends in the values.
         """
         s = self.shape
         kv = kv_raw.view(*kv_raw.shape[:2], s.heads, s.nope + s.value)

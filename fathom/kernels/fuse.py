@@ -27,11 +27,9 @@ def compile_elementwise(enabled: bool) -> None:
 
 
 def fused(function: F, plain: F | None = None) -> F:
-    """A small pure function: compiled while `compile_elementwise` is on, otherwise itself or
-    `plain`.
+    """A small pure function: compiled while `compile_elementwise` is on, else itself or `plain`.
 
-    `plain` is for functions that are quicker uncompiled when they write into their result by
-    halves.
+    `plain` is for functions that, uncompiled, are quicker writing into their result by halves.
     """
     uncompiled = plain or function
     compiled: Callable[..., Any] | None = None

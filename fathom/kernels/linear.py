@@ -21,15 +21,17 @@ from fathom.kernels.cpu_gemm import fast_products, onednn_is_better
 from fathom.kernels.decoding import row_products, stands_by_columns
 from fathom.kernels.recompute import keep, kept
 
-
 ROW_STEP = 64
-"""Rows of a run that go to oneDNN are a multiple of this. It compiles a kernel for every number of
-rows it meets (0.4 ms and 0.65 MB each), and the loads of experts are new at every step."""
+"""Rows of a run that go to oneDNN are a multiple of this.
+
+It compiles a kernel for every number of rows it meets (0.4 ms and 0.65 MB each), and the loads of
+experts are new at every step.
+"""
 
 
 def _plain(x: Tensor, weight_OI: Tensor, dtype: torch.dtype) -> Tensor:
     if x.numel() == x.shape[-1] and stands_by_columns(weight_OI) and dtype == torch.float32:
-        return row_products(x.view(1, -1), weight_OI[None], [0]).view(*x.shape[:-1], -1)
+        return row_products(x.view(1, -1), weight_OI[None]).view(*x.shape[:-1], -1)
     with fast_products(x.shape[:-1].numel(), x.device):
         return torch.nn.functional.linear(x.to(dtype), weight_OI.to(dtype))
 
@@ -57,9 +59,7 @@ class _Linear(torch.autograd.Function):
 
 
 def linear(x: Tensor, weight_OI: Tensor, dtype: torch.dtype | None = None) -> Tensor:
-    """x [..., I] times weight [O, I] transposed -> [..., O], computed in `dtype` (default: the
-    weight's).
-    """
+    """x [..., I] times weight [O, I] transposed -> [..., O], in `dtype` (default: its own)."""
     dtype = dtype or weight_OI.dtype
     rule = _Linear.apply if torch.is_grad_enabled() else _plain
     return rule(x, weight_OI, dtype)
@@ -76,9 +76,7 @@ def runs(counts: list[int]) -> list[tuple[int, int, int]]:
 
 
 def grouped_reference(x_NI: Tensor, weight_EOI: Tensor, counts: list[int]) -> Tensor:
-    """The grouped product as a plain loop with torch's own autograd; what the rule below must
-    equal.
-    """
+    """The grouped product as a plain loop with torch's gradient; the rule below must equal it."""
     parts = torch.split(x_NI, counts)
     return torch.cat([part @ weight_EOI[e].T for e, part in enumerate(parts)])
 
@@ -102,8 +100,6 @@ def _split(counts: list[int], device: torch.device) -> tuple[list[Run], list[Run
 
 def _product(x_NI: Tensor, weight_EOI: Tensor, counts: list[int], transposed: bool) -> Tensor:
     """Rows of each run times that expert's matrix ([O, I], used transposed unless `transposed`)."""
-    if not transposed and max(counts) == 1 and stands_by_columns(weight_EOI):
-        return row_products(x_NI, weight_EOI, [expert for expert, _, _ in runs(counts)])
     matrices = (weight_EOI if transposed else weight_EOI.transpose(1, 2)).unbind(0)
     out = x_NI.new_empty(x_NI.shape[0], matrices[0].shape[1])
     whole, rest = _split(counts, x_NI.device)
@@ -158,9 +154,7 @@ class _GroupedLinear(torch.autograd.Function):
 
 
 class _GroupedOnDevice(torch.autograd.Function):
-    """The same rule where a loop would wait for the device: torch's grouped_mm, counts stay on
-    the device.
-    """
+    """The same rule by torch's grouped_mm, where a loop would wait for counts on the device."""
 
     @staticmethod
     def forward(

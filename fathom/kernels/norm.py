@@ -17,9 +17,7 @@ from fathom.kernels.recompute import remember
 
 
 def rms_norm_reference(x: Tensor, weight_D: Tensor, eps: float) -> Tensor:
-    """The definition, in the order of the released code (normalise in float32, cast, then
-    scale).
-    """
+    """The definition, in the released order: normalise in float32, cast, then scale."""
     wide = x.float()
     normal = wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + eps)
     return (weight_D * normal.to(x.dtype)).to(x.dtype)
@@ -56,9 +54,7 @@ class _RMSNorm(torch.autograd.Function):
 
 
 def rms_norm(x: Tensor, weight_D: Tensor, eps: float, recompute: bool = False) -> Tensor:
-    """RMSNorm over the last axis of [..., D]; with `recompute` the consumers keep x instead of
-    the result.
-    """
+    """RMSNorm over the last axis of [..., D]; with `recompute` consumers keep x, not the result."""
     if not torch.is_grad_enabled():
         if x.dtype == weight_D.dtype == torch.float32:
             return torch.nn.functional.rms_norm(x, weight_D.shape, weight_D, eps)

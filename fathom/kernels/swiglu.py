@@ -68,9 +68,7 @@ class _SwiGLU(torch.autograd.Function):
 
 
 def swiglu(gate_up: Tensor, recompute: bool = False) -> Tensor:
-    """silu(gate) * up of [..., 2I] -> [..., I]; with `recompute` the next product keeps the
-    input instead.
-    """
+    """silu(gate) * up of [..., 2I] -> [..., I]; `recompute`: the next product keeps the input."""
     if not torch.is_grad_enabled():
         return _forward(gate_up)
     y = _SwiGLU.apply(gate_up)
@@ -90,9 +88,7 @@ class _SwiGLUPair(torch.autograd.Function):
 
 
 def swiglu_pair(gate: Tensor, up: Tensor, recompute: bool = False) -> Tensor:
-    """silu(gate) * up of two tensors [..., I]; with `recompute` the next product keeps them
-    instead.
-    """
+    """silu(gate) * up of two tensors [..., I]; `recompute`: the next product keeps the two."""
     if not torch.is_grad_enabled():
         return _forward_pair(gate, up)
     y = _SwiGLUPair.apply(gate, up)

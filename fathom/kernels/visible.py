@@ -1,6 +1,4 @@
-"""Which keys a query sees besides the causal rule: nothing less, its own document, or what a
-mask says.
-"""
+"""Which keys a query sees: all before it, those of its own document, or what a mask says."""
 
 from __future__ import annotations
 
@@ -11,8 +9,7 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Visible:
-    """Which keys a query sees besides the causal rule: nothing more, whole documents, or an
-    explicit mask.
+    """What narrows the causal rule: nothing, documents, or an explicit mask.
 
     `segments`: per batch row the (start, end) of each document; `mask`: bool [B or 1, 1, T, S],
     causality included.

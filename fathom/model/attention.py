@@ -1,9 +1,8 @@
 """Multi-head Latent Attention (report §2.1.1, eqs 1-11).
 
-    c_Q = RMSNorm(W_DQ h)                 (6)     q_i = [W_UQ_i c_Q ; RoPE(W_QR_i c_Q)]        (7-9)
-    c   = RMSNorm(W_DKV h)                (1)     k_i = [W_UK_i c ; RoPE(W_KR h)]              (2-4)
-    v_i = W_UV_i c                        (5)     u   = W_O [softmax(q_i k_i^T / sqrt(d)) v_i]
-    (10-11)
+    c_Q = RMSNorm(W_DQ h)     (6)     q_i = [W_UQ_i c_Q ; RoPE(W_QR_i c_Q)]                (7-9)
+    c   = RMSNorm(W_DKV h)    (1)     k_i = [W_UK_i c ; RoPE(W_KR h)]                      (2-4)
+    v_i = W_UV_i c            (5)     u   = W_O [softmax(q_i k_i^T / sqrt(d)) v_i]         (10-11)
 
 The projections keep their released names: q_a_proj (W_DQ), q_b_proj (W_UQ and W_QR by head),
 kv_a_proj_with_mqa (W_DKV and W_KR), kv_b_proj (W_UK and W_UV by head), o_proj (W_O). Without
@@ -70,7 +69,9 @@ class Attention(nn.Module):
         """Normed latent [B, T, C] (eq 1) and the shared rotated key [B, T, R] (eq 3)."""
         C, R = self.config.kv_lora_rank, self.config.qk_rope_head_dim
         latent, k_rope = self.kv_a_proj_with_mqa(x_BTD).split((C, R), dim=-1)
-        k_rope = rotate(k_rope[:, :, None], context.rotation, self.config.rope_interleave)
+        k_rope = rotate(
+            k_rope[:, :, None].contiguous(), context.rotation, self.config.rope_interleave
+        )
         return self.kv_a_layernorm(latent), k_rope[:, :, 0]
 
     def _queries(self, x_BTD: Tensor) -> Tensor:
@@ -100,7 +101,9 @@ class Attention(nn.Module):
         s = self.shape
         B, T, S = *q_raw.shape[:2], entries_BSX.shape[1]
         q = q_raw.view(B, T, s.heads, s.qk)
-        q_rope = rotate(q[..., s.nope :], context.rotation, self.config.rope_interleave)
+        q_rope = rotate(
+            q[..., s.nope :].contiguous(), context.rotation, self.config.rope_interleave
+        )
         weight = self.kv_b_proj.weight.to(q.dtype).view(s.heads, s.nope + s.value, -1)
         mask = None if context.visible.mask is None else context.visible.mask[:, 0]
         if mask is None and T > 1:

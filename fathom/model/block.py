@@ -12,9 +12,7 @@ from fathom.model.moe import MoE
 
 
 class Block(nn.Module):
-    """Layer `layer` of the model: attention, then a dense or a mixture-of-experts feed-forward
-    block.
-    """
+    """Layer `layer`: attention, then a dense or a mixture-of-experts feed-forward block."""
 
     def __init__(self, config: ModelConfig, layer: int) -> None:
         super().__init__()

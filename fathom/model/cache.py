@@ -1,5 +1,4 @@
-"""The latent cache (report §2.1.1): per token and layer the compressed latent and the shared
-rotated key, no more.
+"""The latent cache (report §2.1.1): one compressed latent and one rotated key per token and layer.
 
 576 numbers at the 671B shape (512 + 64), where keys and values of 128 heads would take 40,960.
 """
@@ -31,8 +30,7 @@ class LatentCache:
         ]
 
     def append(self, layer: int, entries_BTX: Tensor) -> Tensor:
-        """Write the new tokens' entries behind those held and return all of them [B, length + T, C
-        + R].
+        """Write the new tokens' entries behind those held; all of them [B, length + T, C + R].
 
         `length` itself moves only with `advance`, once every layer has written.
         """

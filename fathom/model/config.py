@@ -1,5 +1,4 @@
-"""The shape of a model: the fields of the released `config.json` (report §2 and §4.2), under their
-released names.
+"""The shape of a model: the released `config.json`'s fields by their names (report §2, §4.2).
 
 The defaults are the 671B model's. Three fields are ours, because the released files leave the
 choice unsaid: `mtp_concat_order`, `mtp_hidden` (spec: errata 1 and 2) and `initializer_range`,
@@ -36,9 +35,7 @@ _MAY_BE_ZERO = {"first_k_dense_replace", "num_nextn_predict_layers", "n_shared_e
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """Everything that decides the shape and the arithmetic of a model. Raises `ConfigError` when
-    it cannot be.
-    """
+    """Everything that decides a model's shape and arithmetic; `ConfigError` when it cannot be."""
 
     vocab_size: int = 129280
     """Rows of the embedding and of the output head."""
@@ -79,8 +76,9 @@ class ModelConfig:
     scoring_func: str = "sigmoid"
     """Affinity of eq 15: "sigmoid" (V3) or "softmax" (V2)."""
     topk_method: str = "noaux_tc"
-    """"noaux_tc" (V3: biased, groups by the sum of their best two), "greedy" or
-    "group_limited_greedy" (V2).
+    """How experts are chosen: "noaux_tc" (V3), "greedy" or "group_limited_greedy" (V2).
+
+    The first adds the balancing bias and scores a group by the sum of its best two.
     """
     norm_topk_prob: bool = True
     """Whether the chosen affinities are divided by their sum (eq 13)."""
@@ -111,13 +109,9 @@ class ModelConfig:
     model_type: str = "deepseek_v3"
     """Family name in `config.json`."""
     mtp_concat_order: str = "embedding_first"
-    """Input order of `eh_proj`: "embedding_first" (released weights) or "hidden_first" (eq 21 as
-    printed).
-    """
+    """Input order of `eh_proj`: "embedding_first" (released weights) or "hidden_first" (eq 21)."""
     mtp_hidden: str = "post_norm"
-    """Main-model state that MTP reads: after the final norm ("post_norm") or before it
-    ("pre_norm").
-    """
+    """State that MTP reads: after the final norm ("post_norm") or before it ("pre_norm")."""
 
     def __post_init__(self) -> None:
         self._check_types()
@@ -223,8 +217,9 @@ class ModelConfig:
         return self.topk_method == "noaux_tc"
 
     def is_moe_layer(self, index: int) -> bool:
-        """Whether layer `index` holds experts; MTP blocks (index >= num_hidden_layers) do like
-        the last layers.
+        """Whether layer `index` holds experts.
+
+        MTP blocks (index >= num_hidden_layers) follow the same rule.
         """
         return index >= self.first_k_dense_replace and index % self.moe_layer_freq == 0
 

@@ -16,9 +16,7 @@ from fathom.model.rope import RotaryTable, Rotation
 
 @dataclass
 class RouterRecord:
-    """What one MoE block's router did in one pass: affinities [B, T, E] (if asked for), tokens
-    per expert [E].
-    """
+    """One router's part in a pass: affinities [B, T, E] if asked for, tokens per expert [E]."""
 
     scores_BTE: Tensor | None
     load_E: Tensor
@@ -36,9 +34,7 @@ class Context:
     routers: list[RouterRecord] = field(default_factory=list)
 
     def shortened(self, length: int) -> Context:
-        """The same pass for the first `length` positions only (an MTP module's view); routers
-        are shared.
-        """
+        """The first `length` positions of the same pass, for an MTP module; `routers` is shared."""
         cos, sin = self.rotation.cos[:, :length], self.rotation.sin[:, :length]
         mask = None if self.token_mask is None else self.token_mask[:, :length]
         return Context(
@@ -62,7 +58,7 @@ def _shorten(visible: kernels.Visible, length: int) -> kernels.Visible:
 
 
 def number_documents(document_ids: Tensor, tokens_BT: Tensor) -> Tensor:
-    """Ids 0, 1, 2, ... per row, a new one wherever the id changes: a document is a run of equal ids.
+    """Ids 0, 1, 2, ... per row: a document is a run of equal ids and gets a number of its own.
 
     Raises `GenerationError` when there is not one id for each token.
     """

@@ -1,5 +1,4 @@
-"""The small parts every block is built from: products with a replaceable `matmul`, RMSNorm, SwiGLU
-blocks.
+"""The small parts of every block: products with a replaceable `matmul`, RMSNorm, SwiGLU blocks.
 
 `Linear.matmul` is the first seam of the model (DESIGN §1): by default `fathom.kernels.linear`,
 replaced from outside by FP8 products, weight-only quantisation or a rule that puts the weight
@@ -39,9 +38,7 @@ class Linear(nn.Module):
 
 
 class RMSNorm(nn.Module):
-    """RMSNorm over the last axis, computed in float32; `recompute` makes its output again in
-    backward.
-    """
+    """RMSNorm over the last axis, in float32; `recompute` makes its output again in backward."""
 
     def __init__(self, size: int, eps: float) -> None:
         super().__init__()
@@ -58,9 +55,7 @@ class RMSNorm(nn.Module):
 
 
 class MLP(nn.Module):
-    """A gated feed-forward block, down(silu(gate x) * up x): the dense layers and the shared
-    experts.
-    """
+    """A gated feed-forward block, down(silu(gate x) * up x): dense layers and shared experts."""
 
     def __init__(self, config: ModelConfig, width: int) -> None:
         super().__init__()

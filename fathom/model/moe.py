@@ -23,9 +23,7 @@ from fathom.model.router import Router, affinities, choose
 
 @dataclass
 class Dispatched:
-    """Rows in expert order [R, D], how many each expert has [E], and what `combine` needs to
-    undo it.
-    """
+    """Rows in expert order [R, D], rows per expert [E], and what `combine` needs to undo it."""
 
     rows_RD: Tensor
     counts_E: Tensor
@@ -35,9 +33,7 @@ class Dispatched:
 
 
 class LocalDispatcher:
-    """All experts on this device: rows are sorted by expert, stably, and summed back in choice
-    order.
-    """
+    """All experts on this device: rows sorted stably by expert, summed back in choice order."""
 
     def dispatch(
         self, x_ND: Tensor, indices_NK: Tensor, weights_NK: Tensor, counts_E: Tensor
@@ -57,8 +53,9 @@ class LocalDispatcher:
 
 
 class Experts(nn.Module):
-    """A layer's routed experts, stacked: gate_up_proj [E, 2I, D] (gate rows first) and down_proj
-    [E, D, I].
+    """A layer's routed experts, stacked.
+
+    gate_up_proj [E, 2I, D], gate rows first; down_proj [E, D, I].
     """
 
     def __init__(self, config: ModelConfig) -> None:
@@ -78,6 +75,17 @@ class Experts(nn.Module):
         hidden = kernels.swiglu(hidden, self.recompute)
         return self.matmul(hidden, self.down_proj, counts_E, self.compute_dtype)
 
+    def take_single_rows(self) -> bool:
+        """Whether `one_token` can be used: weights laid out for decoding, products unreplaced."""
+        laid_out = kernels.stands_by_columns(self.gate_up_proj)
+        return laid_out and self.matmul is kernels.grouped_linear and not torch.is_grad_enabled()
+
+    def one_token(self, x_1D: Tensor, indices_K: Tensor, weights_K: Tensor) -> Tensor:
+        """The weighted sum of one token's experts [1, D], in two products and without sorting."""
+        rows_KD = x_1D.expand(indices_K.shape[0], -1)
+        hidden = kernels.swiglu(kernels.row_products(rows_KD, self.gate_up_proj, indices_K))
+        return kernels.summed_row_products(hidden * weights_K[:, None], self.down_proj, indices_K)
+
 
 class MoE(nn.Module):
     """Router, routed experts and shared experts of one layer."""
@@ -96,14 +104,18 @@ class MoE(nn.Module):
     def forward(self, x_BTD: Tensor, context: Context) -> Tensor:
         """[B, T, D] -> [B, T, D] without the residual (eq 12)."""
         x_ND = x_BTD.flatten(0, 1)
-        sent = self.dispatch(x_BTD, x_ND, context)
-        routed = self.dispatcher.combine(self.experts(sent.rows_RD, sent.counts_E), sent)
+        indices_NK, weights_NK, counts_E = self.route(x_BTD, context)
+        if x_ND.shape[0] == 1 and self.experts.take_single_rows():
+            routed = self.experts.one_token(x_ND, indices_NK[0], weights_NK[0])
+        else:
+            sent = self.dispatcher.dispatch(x_ND, indices_NK, weights_NK, counts_E)
+            routed = self.dispatcher.combine(self.experts(sent.rows_RD, sent.counts_E), sent)
         if self.config.n_shared_experts:
             routed = routed + self.shared_experts(x_BTD).flatten(0, 1)
         return routed.view_as(x_BTD)
 
-    def dispatch(self, x_BTD: Tensor, x_ND: Tensor, context: Context) -> Dispatched:
-        """Route every token, count the load, and send the rows off."""
+    def route(self, x_BTD: Tensor, context: Context) -> tuple[Tensor, Tensor, Tensor]:
+        """Each token's experts and weights [N, K], rows per expert [E]; the load is counted."""
         scores_NE = affinities(self.gate(x_BTD).flatten(0, 1), self.config)
         indices, weights = choose(scores_NE, self.gate.e_score_correction_bias, self.config)
         counts_E = self._count(indices, None)
@@ -114,7 +126,7 @@ class MoE(nn.Module):
             self.gate.expert_load += load_E
         kept = scores_NE.view(*x_BTD.shape[:2], -1) if context.keep_scores else None
         context.routers.append(RouterRecord(kept, load_E))
-        return self.dispatcher.dispatch(x_ND, indices, weights.to(x_ND.dtype), counts_E)
+        return indices, weights.to(x_BTD.dtype), counts_E
 
     def _count(self, indices_NK: Tensor, mask_N: Tensor | None) -> Tensor:
         """Choices per expert [E], of the unmasked tokens only."""

@@ -34,9 +34,7 @@ class SharedHead(nn.Module):
 
 
 class MTPModule(Block):
-    """Prediction depth `depth` (1, 2, ...): norms, eh_proj, one block, and the norm before the
-    shared head.
-    """
+    """Prediction depth `depth` (1, 2, ...): norms, eh_proj, one block, the shared head's norm."""
 
     def __init__(self, config: ModelConfig, depth: int) -> None:
         super().__init__(config, config.num_hidden_layers + depth - 1)
@@ -51,8 +49,9 @@ class MTPModule(Block):
         return self.shared_head.norm(h_BTD)
 
     def forward(self, h_BTD: Tensor, context: Context, e_BTD: Tensor | None = None) -> Tensor:
-        """States h^{k-1} and the embeddings of the tokens k further on, both [B, T-k, D] -> h^k
-        (eqs 21-22).
+        """States h^{k-1} and the embeddings of the tokens k further on -> h^k (eqs 21-22).
+
+        All three are [B, T-k, D].
         """
         assert e_BTD is not None
         e, h = self.enorm(e_BTD), self.hnorm(h_BTD)

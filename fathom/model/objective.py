@@ -24,8 +24,8 @@ class Losses:
     """Scalars, all differentiable.
 
     main: mean next-token cross-entropy. mtp: mean over depths of eq 24 (zero without MTP modules).
-    balance: eq 17 with its alpha, summed over MoE blocks. total = main + mtp_weight * mtp + balance
-    (eq 25).
+    balance: eq 17 with its alpha, summed over MoE blocks.
+    total = main + mtp_weight * mtp + balance (eq 25).
     """
 
     main: Tensor
@@ -83,9 +83,7 @@ def _cross_entropy(model: Transformer, hidden_BTD: Tensor, targets_BT: Tensor) -
 
 
 def _further_targets(tokens: Tensor, document_ids: Tensor | None, depth: int) -> Tensor:
-    """Token i + depth + 1 for positions i = 1 .. T - depth, ignored when it is in another
-    document.
-    """
+    """Token i + depth + 1 for i = 1 .. T - depth, ignored when it is in another document."""
     targets = tokens[:, depth + 1 :]
     if document_ids is None:
         return targets

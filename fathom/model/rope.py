@@ -3,8 +3,8 @@
 RoPE turns each pair of the rotary dimensions by `position * theta_j`, theta_j = base^(-2j/R). YaRN
 keeps the fast pairs (more than `beta_fast` turns over the original context), divides the slow ones
 (fewer than `beta_slow` turns) by the factor s, and blends linearly between. It also sharpens the
-softmax: the released model multiplies the scale 1/sqrt(d_h + d_h^R) by mscale^2, mscale = 0.1 *
-mscale_all_dim * ln s + 1.
+softmax: the released model multiplies the scale 1/sqrt(d_h + d_h^R) by mscale^2, where
+mscale = 0.1 * mscale_all_dim * ln s + 1.
 
 The released weights rotate adjacent pairs (2j, 2j+1); `rope_interleave=False` rotates (j, j + R/2).
 Report §4.3 says that YaRN is applied to the shared key only; query and key must turn alike for
@@ -44,9 +44,7 @@ def correction_range(
 
 
 def mscale(factor: float, coefficient: float = 1.0) -> float:
-    """sqrt(t) of report §4.3: 0.1 * coefficient * ln(factor) + 1, and 1 when nothing is
-    stretched.
-    """
+    """sqrt(t) of report §4.3: 0.1 * coefficient * ln(factor) + 1, and 1 without stretching."""
     return 0.1 * coefficient * math.log(factor) + 1.0 if factor > 1 else 1.0
 
 
@@ -71,8 +69,9 @@ def inverse_frequencies(config: ModelConfig) -> Tensor:
 
 
 def magnitude(config: ModelConfig) -> float:
-    """Factor on cos and sin: 1 when both mscale keys are equal (as released), mscale(s) when
-    they are absent.
+    """Factor on cos and sin, 1 unless YaRN is on.
+
+    1 too when both mscale keys are equal (as released); mscale(s) when they are absent.
     """
     scaling = config.rope_scaling
     if scaling is None:
@@ -86,8 +85,9 @@ def magnitude(config: ModelConfig) -> float:
 
 
 def softmax_scale(config: ModelConfig) -> float:
-    """1/sqrt(d_h + d_h^R), times mscale^2 under YaRN (0.0721688 becomes 0.1352338 at the
-    released settings).
+    """1/sqrt(d_h + d_h^R), times mscale^2 under YaRN.
+
+    At the released settings 0.0721688 becomes 0.1352338.
     """
     scale = config.qk_head_dim**-0.5
     scaling = config.rope_scaling
@@ -98,9 +98,7 @@ def softmax_scale(config: ModelConfig) -> float:
 
 @dataclass(frozen=True)
 class Rotation:
-    """cos and sin of each position's angles, [B or 1, T, 1, R/2], ready for tensors [B, T, H,
-    R].
-    """
+    """cos and sin of each position's angles, [B or 1, T, 1, R/2], for tensors [B, T, H, R]."""
 
     cos: Tensor
     sin: Tensor
@@ -121,9 +119,7 @@ class RotaryTable:
         return Rotation(cos[:, :, None], sin[:, :, None])
 
     def first(self, length: int, device: torch.device, start: int = 0) -> Rotation:
-        """Rotation at positions start, start + 1, ..., start + length - 1, shape [1, length, 1,
-        R/2].
-        """
+        """Rotation at positions start ... start + length - 1: [1, length, 1, R/2]."""
         end = start + length
         kept = self._kept
         if kept is None or kept.cos.shape[1] < end or kept.cos.device != device:
@@ -136,11 +132,12 @@ class RotaryTable:
 
 
 def rotate(x_BTHR: Tensor, rotation: Rotation, interleave: bool = True) -> Tensor:
-    """Turn the last axis of [B, T, H, R] by each position's angles, computed in float32 (eqs 3
-    and 8).
-    """
+    """Turn the last axis of [B, T, H, R] by each position's angles, in float32 (eqs 3, 8)."""
     x = x_BTHR.float()
     cos, sin = rotation.cos, rotation.sin
+    if interleave and not torch.is_grad_enabled() and x.is_contiguous():
+        pairs = torch.view_as_complex(x.unflatten(-1, (-1, 2)))
+        return torch.view_as_real(pairs * torch.complex(cos, sin)).flatten(-2).to(x_BTHR.dtype)
     if interleave:
         a, b = x[..., 0::2], x[..., 1::2]
         turned = torch.stack((a * cos - b * sin, b * cos + a * sin), dim=-1).flatten(-2)

@@ -68,8 +68,8 @@ def route(logits_NE: Tensor, bias_E: Tensor | None, config: ModelConfig) -> tupl
 def sequence_balance_loss(scores_BTE: Tensor, top_k: int, alpha: float) -> Tensor:
     """Eqs 17-20 for each sequence, averaged over sequences: alpha * sum_i f_i P_i.
 
-    f_i = E/(K T) * how many tokens have i among their plain top-K; P_i = mean over tokens of s_i /
-    sum_j s_j. Exactly alpha when the load is even.
+    f_i = E/(K T) * how many tokens have i among their plain top-K;
+    P_i = mean over tokens of s_i / sum_j s_j. Exactly alpha when the load is even.
     """
     B, T, E = scores_BTE.shape
     chosen = scores_BTE.detach().topk(top_k, dim=-1).indices.flatten(1)
@@ -81,9 +81,7 @@ def sequence_balance_loss(scores_BTE: Tensor, top_k: int, alpha: float) -> Tenso
 
 
 class Router(nn.Module):
-    """`mlp.gate`: the expert centroids, the balancing bias, and the load counted since the last
-    bias update.
-    """
+    """`mlp.gate`: expert centroids, balancing bias, and the load since the last bias update."""
 
     e_score_correction_bias: Tensor | None
     expert_load: Tensor
@@ -113,9 +111,7 @@ class Router(nn.Module):
 
 @torch.no_grad()
 def update_bias_of(router: Router, gamma: float) -> None:
-    """b_i += gamma * sign(mean load - load_i) over the load counted since the last call; then
-    count anew.
-    """
+    """b_i += gamma * sign(mean load - load_i) over the load counted so far; then count anew."""
     load = router.expert_load.float()
     if router.e_score_correction_bias is not None and gamma:
         router.e_score_correction_bias += gamma * torch.sign(load.mean() - load)

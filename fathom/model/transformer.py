@@ -41,8 +41,9 @@ class ModelOutput:
 
 @dataclass
 class Trunk:
-    """Hidden states right before the output head: main [B, T, D], MTP depth k [B, T-k, D], and
-    the routers' records.
+    """Hidden states right before the output head, and the routers' records.
+
+    hidden [B, T, D]; mtp_hidden: for depth k a tensor [B, T-k, D].
     """
 
     hidden: Tensor
@@ -63,9 +64,7 @@ class Decoder(nn.Module):
 
 
 class Transformer(nn.Module):
-    """A model of the DeepSeek-V3 family, initialised as in the report (§4.2); works on the meta
-    device.
-    """
+    """A model of the DeepSeek-V3 family, initialised as in report §4.2; meta device works too."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -78,9 +77,7 @@ class Transformer(nn.Module):
 
     @torch.no_grad()
     def reset_parameters(self) -> None:
-        """Normal weights of the configured deviation (0.006 in the report), norms at one, router
-        bias at zero.
-        """
+        """Normal weights of the configured deviation (report: 0.006), norms one, biases zero."""
         if self.config.tie_word_embeddings:
             self.lm_head.weight = self.model.embed_tokens.weight  # type: ignore[assignment]
         for buffer in self.buffers():
@@ -126,8 +123,9 @@ class Transformer(nn.Module):
         mtp: bool = True,
         keep_scores: bool = False,
     ) -> Trunk:
-        """The pass up to the output head; `forward`'s arguments, and `keep_scores` for the
-        balance loss.
+        """The pass up to the output head, with `forward`'s arguments.
+
+        `keep_scores` keeps the affinities, for the balance loss.
         """
         context = build_context(
             self.config,
@@ -154,8 +152,9 @@ class Transformer(nn.Module):
     def _predict_further(
         self, raw: Tensor, hidden: Tensor, embedded: Tensor, context: Context
     ) -> list[Tensor]:
-        """States of the MTP modules before the shared head (eqs 21-22), as deep as the sequence
-        allows.
+        """States of the MTP modules before the shared head (eqs 21-22).
+
+        A short sequence has fewer depths.
         """
         post_norm = self.config.mtp_hidden == "post_norm"
         state, found = hidden if post_norm else raw, []
@@ -188,8 +187,9 @@ class Transformer(nn.Module):
         return sum(parameter.numel() for parameter in self.parameters())
 
     def set_compute_dtype(self, dtype: torch.dtype | None) -> None:
-        """Dtype of matrix products and of the residual stream; weights stay as they are. None:
-        the weights' own.
+        """Dtype of matrix products and of the residual stream; None: the weights' own.
+
+        The weights themselves stay as they are.
         """
         self.compute_dtype = dtype
         for module in self.modules():
@@ -197,16 +197,15 @@ class Transformer(nn.Module):
                 module.compute_dtype = dtype
 
     def set_recompute(self, enabled: bool) -> None:
-        """Make norms, MLA up-projections and SwiGLU again in backward instead of keeping them
-        (report §3.2.3).
-        """
+        """Make norms, MLA up-projections and SwiGLU again in backward (report §3.2.3)."""
         for module in self.modules():
             if isinstance(module, RMSNorm | MLP | Experts | Attention):
                 module.recompute = enabled
 
     def set_rope_scaling(self, rope_scaling: dict | None) -> None:
-        """Switch YaRN on, off or over between training stages (report §4.3); weights are
-        untouched.
+        """Switch YaRN on, off or over between training stages (report §4.3).
+
+        The weights are untouched.
         """
         self.config = self.config.replace(rope_scaling=rope_scaling)
         self.rotary = RotaryTable(self.config)
