@@ -11,9 +11,8 @@ import fathom
 
 # 1. The arithmetic at the size of the released model, 2 bytes per number (BF16).
 v3 = fathom.ModelConfig()
-per_head = v3.num_attention_heads * (
-    v3.qk_head_dim + v3.v_head_dim
-)  # a key and a value for each head
+# a key and a value for each head
+per_head = v3.num_attention_heads * (v3.qk_head_dim + v3.v_head_dim)
 latent = v3.kv_lora_rank + v3.qk_rope_head_dim  # c (512) and the shared rotated key (64)
 for name, numbers in (("keys and values", per_head), ("latent", latent)):
     size = numbers * v3.num_hidden_layers * 2

@@ -11,9 +11,8 @@ import torch
 import fathom
 
 config = fathom.ModelConfig(n_routed_experts=8, n_group=4, topk_group=2, num_experts_per_tok=2)
-logits = torch.tensor(
-    [[2.0, 1.5, -1.0, -1.0, 1.8, -3.0, 0.5, 0.0]]
-)  # one token, groups of two experts
+# one token, groups of two experts
+logits = torch.tensor([[2.0, 1.5, -1.0, -1.0, 1.8, -3.0, 0.5, 0.0]])
 scores = logits.sigmoid()
 zero = torch.zeros(8)
 

@@ -25,10 +25,9 @@ def overload(gamma: float, steps: int = 400) -> float:
     model = fathom.Transformer(config).train()
     router = model.model.layers[0].mlp.gate
     with torch.no_grad():
-        model.model.embed_tokens.weight += 0.02  # every token has something in common ...
-        router.weight += torch.linspace(-0.02, 0.02, 16)[
-            :, None
-        ]  # ... which the later experts like
+        # Every token has something in common, which the later experts like.
+        model.model.embed_tokens.weight += 0.02
+        router.weight += torch.linspace(-0.02, 0.02, 16)[:, None]
     load = torch.zeros(16)
     for step in range(steps):
         with torch.no_grad():

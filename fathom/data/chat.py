@@ -1,4 +1,4 @@
-"""The released chat form (report §5.1; spec 1.13): bos, system text, then User message Assistant reply eos.
+"""The released chat form (report §5.1): bos, system text, then User message Assistant reply eos.
 
 Two spellings of the same form: a Jinja template for other tools, and `chat_ids` for us. Only `chat_ids` is safe
 against text that spells a control token: it sets the control tokens by id and encodes all content as plain text.

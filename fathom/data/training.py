@@ -30,7 +30,7 @@ _FIRST = [BOS, EOS, PAD]
 _LAST = [FIM_HOLE, FIM_BEGIN, FIM_END, USER, ASSISTANT, EOT]
 _SMALLEST_BPE = len(_FIRST) + 256 + len(_LAST)
 
-# The pieces within which BPE merges (spec 1.13), cut in three passes: what one pass isolates the next cannot join.
+# The pieces within which BPE merges, cut in three passes: what one pass isolates the next cannot join.
 _NUMBERS = r"\p{N}{1,3}"
 _HAN_AND_KANA = "[一-龥\u3040-\u309f\u30a0-\u30ff]+"
 _REST = "|".join(

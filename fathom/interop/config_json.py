@@ -3,8 +3,7 @@
 Both name nearly every field alike; they differ in rotary settings (`rope_theta` + `rope_scaling`
 against one `rope_parameters`) and in what they leave out, which then has the family's default. Keys
 that say nothing about shape or arithmetic are other people's notes and are ignored. We write the
-released style, which every tool reads. Field by field: spec 1.2 (report §4.2 and the released
-files).
+released style, which every tool reads. Field by field: report §4.2 and the released files.
 """
 
 from __future__ import annotations
@@ -165,7 +164,7 @@ def to_json(config: ModelConfig, dtype: torch.dtype) -> dict[str, Any]:
 
 
 def _write_rope(rope: dict[str, Any] | None) -> dict[str, Any] | None:
-    """YaRN settings with both mscale keys: without them readers disagree about the softmax (spec 4.6)."""
+    """YaRN settings with both mscale keys: without them readers disagree about the softmax."""
     if rope is None:
         return None
     kept = {key: rope[key] for key in ROPE_KEYS if rope.get(key) is not None}

@@ -1,4 +1,4 @@
-"""Reading block-quantised FP8 weights (report §3.3.2, Figure 7b; spec 1.4).
+"""Reading block-quantised FP8 weights (report §3.3.2, Figure 7b).
 
 A matrix [O, I] in float8_e4m3fn comes with a float32 grid [ceil(O/128), ceil(I/128)] named
 `weight_scale_inv`. The name is historical: a block is *multiplied* by its number. Blocks at ragged

@@ -43,9 +43,8 @@ def fused(function: F, plain: F | None = None) -> F:
             compiled = torch.compile(function, dynamic=True)
         try:
             return compiled(*arguments)
-        except (
-            Exception
-        ) as problem:  # a compiler has many ways to fail; the plain form always works
+        except Exception as problem:
+            # A compiler has many ways to fail; the plain form always works.
             _state["enabled"] = False
             warnings.warn(f"torch.compile failed, going on without it: {problem}", stacklevel=2)
             return uncompiled(*arguments)

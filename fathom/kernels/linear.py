@@ -1,6 +1,8 @@
-"""Matrix products, dense and grouped by expert, each one autograd rule (the seam of DESIGN §1).
+"""Matrix products, dense and grouped by expert, each one autograd rule.
 
-`Linear` and `GroupedLinear` of the model call these; FP8, weight-only quantisation and a split
+This is the first seam of the model (docs/architecture.md, "The two seams").
+
+`Linear` and `Experts` of the model call these; FP8, weight-only quantisation and a split
 backward replace them from outside. `dtype` is the dtype of the product: operands are cast to it
 here, weights stay as they are, gradients return in the dtype of what they belong to. There is no
 autocast anywhere.
@@ -65,7 +67,10 @@ def linear(x: Tensor, weight_OI: Tensor, dtype: torch.dtype | None = None) -> Te
     return rule(x, weight_OI, dtype)
 
 
-def runs(counts: list[int]) -> list[tuple[int, int, int]]:
+Run = tuple[int, int, int]
+
+
+def runs(counts: list[int]) -> list[Run]:
     """(expert, first row, end row) of every expert that has rows."""
     found, start = [], 0
     for expert, count in enumerate(counts):
@@ -79,9 +84,6 @@ def grouped_reference(x_NI: Tensor, weight_EOI: Tensor, counts: list[int]) -> Te
     """The grouped product as a plain loop with torch's gradient; the rule below must equal it."""
     parts = torch.split(x_NI, counts)
     return torch.cat([part @ weight_EOI[e].T for e, part in enumerate(parts)])
-
-
-Run = tuple[int, int, int]
 
 
 def _split(counts: list[int], device: torch.device) -> tuple[list[Run], list[Run]]:
@@ -98,9 +100,9 @@ def _split(counts: list[int], device: torch.device) -> tuple[list[Run], list[Run
     return whole, rest
 
 
-def _product(x_NI: Tensor, weight_EOI: Tensor, counts: list[int], transposed: bool) -> Tensor:
-    """Rows of each run times that expert's matrix ([O, I], used transposed unless `transposed`)."""
-    matrices = (weight_EOI if transposed else weight_EOI.transpose(1, 2)).unbind(0)
+def _product(x_NI: Tensor, matrices_EIO: Tensor, counts: list[int]) -> Tensor:
+    """Rows of each run times that expert's matrix: [N, O]."""
+    matrices = matrices_EIO.unbind(0)
     out = x_NI.new_empty(x_NI.shape[0], matrices[0].shape[1])
     whole, rest = _split(counts, x_NI.device)
     with fast_products(ROW_STEP, x_NI.device):
@@ -138,7 +140,7 @@ class _GroupedLinear(torch.autograd.Function):
     ) -> Tensor:
         keep(ctx, x_NI, weight_EOI)
         ctx.counts, ctx.dtype = counts, dtype
-        return _product(x_NI.to(dtype), weight_EOI.to(dtype), counts, transposed=False)
+        return _product(x_NI.to(dtype), weight_EOI.to(dtype).transpose(1, 2), counts)
 
     @staticmethod
     @once_differentiable
@@ -147,7 +149,7 @@ class _GroupedLinear(torch.autograd.Function):
         grad_NO = grad_NO.to(ctx.dtype).contiguous()
         grad_x = grad_weight = None
         if ctx.needs_input_grad[0]:
-            grad_x = _product(grad_NO, weight_EOI.to(ctx.dtype), ctx.counts, True).to(x_NI.dtype)
+            grad_x = _product(grad_NO, weight_EOI.to(ctx.dtype), ctx.counts).to(x_NI.dtype)
         if ctx.needs_input_grad[1]:
             grad_weight = _outer(grad_NO, x_NI.to(ctx.dtype), ctx.counts).to(weight_EOI.dtype)
         return grad_x, grad_weight, None, None
@@ -193,5 +195,5 @@ def grouped_linear(
         return _GroupedOnDevice.apply(x_NI, weight_EOI, counts_E.cumsum(0).to(torch.int32), dtype)
     counts = counts_E.tolist()
     if not torch.is_grad_enabled():
-        return _product(x_NI.to(dtype), weight_EOI.to(dtype), counts, transposed=False)
+        return _product(x_NI.to(dtype), weight_EOI.to(dtype).transpose(1, 2), counts)
     return _GroupedLinear.apply(x_NI, weight_EOI, counts, dtype)

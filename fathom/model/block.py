@@ -23,12 +23,8 @@ class Block(nn.Module):
             MoE(config) if config.is_moe_layer(layer) else MLP(config, config.intermediate_size)
         )
 
-    def run(self, h_BTD: Tensor, context: Context) -> Tensor:
+    def forward(self, h_BTD: Tensor, context: Context) -> Tensor:
         """[B, T, D] -> [B, T, D]."""
         h_BTD = h_BTD + self.self_attn(self.input_layernorm(h_BTD), context)
         x = self.post_attention_layernorm(h_BTD)
         return h_BTD + (self.mlp(x, context) if isinstance(self.mlp, MoE) else self.mlp(x))
-
-    def forward(self, h_BTD: Tensor, context: Context) -> Tensor:
-        """The same; an MTP module gives `forward` more arguments and calls `run` itself."""
-        return self.run(h_BTD, context)

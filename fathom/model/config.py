@@ -1,7 +1,7 @@
 """The shape of a model: the released `config.json`'s fields by their names (report §2, §4.2).
 
 The defaults are the 671B model's. Three fields are ours, because the released files leave the
-choice unsaid: `mtp_concat_order`, `mtp_hidden` (spec: errata 1 and 2) and `initializer_range`,
+choice unsaid: `mtp_concat_order`, `mtp_hidden` (docs/choices.md) and `initializer_range`,
 whose default is the report's 0.006 and not the 0.02 that the released file carries over from its
 template.
 """

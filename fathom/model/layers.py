@@ -1,6 +1,6 @@
 """The small parts of every block: products with a replaceable `matmul`, RMSNorm, SwiGLU blocks.
 
-`Linear.matmul` is the first seam of the model (DESIGN §1): by default `fathom.kernels.linear`,
+`Linear.matmul` is the first seam of the model: by default `fathom.kernels.linear`,
 replaced from outside by FP8 products, weight-only quantisation or a rule that puts the weight
 gradient off. `compute_dtype` is the dtype of the product (None: the weight's own), so masters can
 stay float32 while products run in BF16.

@@ -2,7 +2,7 @@
 
 A block is four calls, so that two micro-batches can be interleaved from outside: attention,
 `dispatch` (rows to their experts), `experts` (grouped products), `combine` (weighted sums back).
-The dispatcher is the second seam of the model (DESIGN §1): locally a stable sort by expert; expert
+The dispatcher is the second seam of the model: locally a stable sort by expert; expert
 parallelism puts an all-to-all in its place. No token is dropped and none is padded to a capacity.
 """
 

@@ -8,7 +8,7 @@ block, so that it can predict token i + k + 1:
 Modules are sequential: module k reads module k - 1, so the causal chain stays whole. Its target is
 one token beyond the last it has seen, so it cannot copy. Embedding and head are the main model's.
 
-Two choices the report leaves open, or differs in from the released weights (spec: errata 1 and 2),
+Two choices the report leaves open, or differs in from the released weights (docs/choices.md),
 are settings: the order of the two halves (released: embedding first; eq 21 prints hidden first) and
 whether h^{k-1} is taken after the norm that precedes the head (`post_norm`, what engines that run
 the released weights do) or before it.
@@ -48,12 +48,11 @@ class MTPModule(Block):
         """h^k as the shared output head reads it."""
         return self.shared_head.norm(h_BTD)
 
-    def forward(self, h_BTD: Tensor, context: Context, e_BTD: Tensor | None = None) -> Tensor:
+    def predict(self, h_BTD: Tensor, e_BTD: Tensor, context: Context) -> Tensor:
         """States h^{k-1} and the embeddings of the tokens k further on -> h^k (eqs 21-22).
 
-        All three are [B, T-k, D].
+        All are [B, T-k, D].
         """
-        assert e_BTD is not None
         e, h = self.enorm(e_BTD), self.hnorm(h_BTD)
         joined = torch.cat((e, h) if self.embedding_first else (h, e), dim=-1)
-        return self.run(self.eh_proj(joined), context)
+        return self(self.eh_proj(joined), context)

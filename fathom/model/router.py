@@ -100,7 +100,7 @@ class Router(nn.Module):
         return kernels.linear(x_ND, self.weight, torch.float32)
 
     def _apply(self, fn: Any, recurse: bool = True) -> Router:
-        """Moves and casts as usual, but the bias never leaves float32 (spec: erratum 10)."""
+        """Moves and casts as usual, but the bias never leaves float32."""
         before = self.e_score_correction_bias
         super()._apply(fn, recurse)
         after = self.e_score_correction_bias

@@ -1,7 +1,7 @@
 """The whole model (report §2): embedding, blocks, final norm, output head, and the MTP modules.
 
 Built for one device and without knowledge of processes, training or serving. Matrix products and
-dispatch are the two seams through which precision and parallelism come in from outside (DESIGN §1).
+dispatch are the two seams through which precision and parallelism come in from outside.
 
 Shapes: B batch, T positions, D hidden, V vocabulary, E experts, M MoE blocks.
 """
@@ -9,6 +9,7 @@ Shapes: B batch, T positions, D hidden, V vocabulary, E experts, M MoE blocks.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -158,12 +159,12 @@ class Transformer(nn.Module):
         """
         post_norm = self.config.mtp_hidden == "post_norm"
         state, found = hidden if post_norm else raw, []
-        modules = (m for m in self.model.mtp if isinstance(m, MTPModule))
-        for depth, module in enumerate(modules, start=1):
+        for depth, mtp in enumerate(self.model.mtp, start=1):
+            module = cast(MTPModule, mtp)
             length = embedded.shape[1] - depth
             if length < 1:
                 break
-            raw = module(state[:, :length], context.shortened(length), embedded[:, depth:])
+            raw = module.predict(state[:, :length], embedded[:, depth:], context.shortened(length))
             found.append(module.normed(raw))
             state = found[-1] if post_norm else raw
         return found

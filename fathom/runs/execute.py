@@ -21,7 +21,7 @@ from fathom.data.prepare import TokenData, prepare
 from fathom.errors import FathomError
 from fathom.kernels import compile_elementwise
 from fathom.model import Transformer
-from fathom.runs.callbacks import Progress, Say, Setting, Show, stage_callbacks
+from fathom.runs.callbacks import Say, Setting, Show, stage_callbacks
 from fathom.runs.environment import DECISIVE, environment
 from fathom.runs.folder import RunFolder
 from fathom.runs.recipe import Recipe, Stage
@@ -220,6 +220,3 @@ def _asked_to_stop(job: Run) -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGINT, before)
-
-
-__all__ = ["Progress", "Run", "compute_dtype", "run"]

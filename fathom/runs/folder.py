@@ -1,4 +1,4 @@
-"""The run folder (DESIGN §2): one place that tells everything about a run, and that a run goes on from.
+"""The run folder: one place that tells everything about a run, and that a run goes on from.
 
 Logs are lines of JSON, each a step's. A run that resumes at step N first drops the lines behind N and a last line cut
 short, so that every step stands there once, however often the run was killed.

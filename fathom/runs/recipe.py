@@ -1,4 +1,4 @@
-"""A recipe: everything a run does, as data (DESIGN §2). A table of stages over a model, read from TOML.
+"""A recipe: everything a run does, as data. A table of stages over a model, read from TOML.
 
 >>> recipe = load_recipe("nano", ["stages.pretrain.lr=3e-4"])
 >>> recipe.at(tokens=1_000_000).lr

@@ -1,4 +1,4 @@
-"""The tables of a recipe (DESIGN §2), one dataclass each, one docstring per key; checks that need no other table.
+"""The tables of a recipe, one dataclass each, one docstring per key; checks that need no other table.
 
 Values that the report does not publish are our choice. [model] is `fathom.ModelConfig`, [optim] is
 `fathom.train.optimizer.OptimConfig`.
