@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from fathom.errors import CheckpointError, ConfigError
-from fathom.model.config import ModelConfig
+from fathom.model.config import YARN_NUMBERS, ModelConfig
 
 ARCHITECTURES = {
     "deepseek_v3": "DeepseekV3ForCausalLM",
@@ -48,16 +48,7 @@ ALIASES = {
     "num_experts": "n_routed_experts",
     "num_mtp_layers": "num_nextn_predict_layers",
 }
-ROPE_KEYS = (
-    "factor",
-    "original_max_position_embeddings",
-    "beta_fast",
-    "beta_slow",
-    "mscale",
-    "mscale_all_dim",
-    "attention_factor",
-    "truncate",
-)
+ROPE_KEYS = (*YARN_NUMBERS, "truncate")
 # Written only when they differ: the released file does not know them, and means these values.
 OURS = {"rope_interleave": True, "mtp_concat_order": "embedding_first", "mtp_hidden": "post_norm"}
 

@@ -29,7 +29,7 @@ from fathom.kernels.attention_cpu import attend_on_cpu
 from fathom.kernels.cpu_gemm import fast_products
 from fathom.kernels.expansion import Expansion
 from fathom.kernels.recompute import keep, kept
-from fathom.kernels.visible import ALL, Visible, spans
+from fathom.kernels.visible import spans
 
 
 def expanded_reference(
@@ -54,20 +54,18 @@ class _Again(torch.autograd.Function):
         kv_raw: Tensor,
         k_rope: Tensor,
         layout: Expansion,
-        scale: float,
-        visible: Visible,
     ) -> Tensor:
         keep(ctx, q_raw, kv_raw, k_rope)
-        ctx.rest = (layout, scale, visible)
-        return _torch_attention(q_raw, kv_raw, k_rope, layout, scale, visible)
+        ctx.layout = layout
+        return _torch_attention(q_raw, kv_raw, k_rope, layout)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_out: Tensor) -> tuple[Tensor | None, ...]:
-        inputs = [tensor.detach().requires_grad_() for tensor in kept(ctx)]
+        q_raw, kv_raw, k_rope = (tensor.detach().requires_grad_() for tensor in kept(ctx))
         with torch.enable_grad():
-            out = _torch_attention(*inputs, *ctx.rest)
-        return (*torch.autograd.grad(out, inputs, grad_out), None, None, None)
+            out = _torch_attention(q_raw, kv_raw, k_rope, ctx.layout)
+        return (*torch.autograd.grad(out, (q_raw, kv_raw, k_rope), grad_out), None)
 
 
 def _torch_attention(
@@ -75,28 +73,26 @@ def _torch_attention(
     kv_raw: Tensor,
     k_rope: Tensor,
     layout: Expansion,
-    scale: float,
-    visible: Visible,
 ) -> Tensor:
     """Expanded attention by torch's scaled_dot_product_attention, whatever back end it picks."""
     q, (k, v) = layout.queries(q_raw), layout.keys_values(kv_raw, k_rope)
     width = layout.shape.value
     parts = []
-    for rows, span in spans(q.shape[0], visible):
+    for rows, span in spans(q.shape[0], layout.visible):
         q_piece, k_piece, v_piece = (t[rows, span].transpose(1, 2) for t in (q, k, v))
         part = scaled_dot_product_attention(
             q_piece,
             k_piece,
             v_piece,
-            attn_mask=visible.mask,
-            is_causal=visible.mask is None,
-            scale=scale,
+            attn_mask=layout.visible.mask,
+            is_causal=layout.visible.mask is None,
+            scale=layout.scale,
         )
         parts.append(part.transpose(1, 2)[..., v.shape[-1] - width :])
-    if visible.segments is None:
+    if layout.visible.segments is None:
         return parts[0].flatten(2)
     pieces = iter(parts)
-    rows_out = [torch.cat([next(pieces) for _ in row], dim=1) for row in visible.segments]
+    rows_out = [torch.cat([next(pieces) for _ in row], dim=1) for row in layout.visible.segments]
     return torch.cat(rows_out).flatten(2)
 
 
@@ -105,8 +101,6 @@ def expanded_attention(
     kv_raw: Tensor,
     k_rope_BTR: Tensor,
     layout: Expansion,
-    scale: float,
-    visible: Visible = ALL,
     recompute: bool = False,
 ) -> Tensor:
     """Causal attention of raw projections (eqs 4-5, 9-10) -> heads side by side [B, T, H*V].
@@ -115,7 +109,7 @@ def expanded_attention(
     already rotated. With `recompute`, back ends other than the CPU's run attention again instead of
     keeping its operands.
     """
-    arguments = (q_raw, kv_raw, k_rope_BTR, layout, scale, visible)
+    arguments = (q_raw, kv_raw, k_rope_BTR, layout)
     if q_raw.device.type == "cpu":
         return attend_on_cpu(*arguments)
     return _Again.apply(*arguments) if recompute else _torch_attention(*arguments)

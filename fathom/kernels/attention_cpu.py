@@ -49,23 +49,21 @@ class _Flash(torch.autograd.Function):
         kv_raw: Tensor,
         k_rope: Tensor,
         layout: Expansion,
-        scale: float,
-        visible: Visible,
     ) -> Tensor:
         q, (k, v) = layout.queries(q_raw), layout.keys_values(kv_raw, k_rope)
         out = q.new_empty(*q.shape[:3], v.shape[-1])
         lse = q.new_empty(*q.shape[:3], dtype=torch.promote_types(q.dtype, torch.float32))
-        mask = _additive(visible, q)
-        for rows, span in spans(q.shape[0], visible):
+        mask = _additive(layout.visible, q)
+        for rows, span in spans(q.shape[0], layout.visible):
             piece = (t[rows, span].transpose(1, 2) for t in (q, k, v))
             with fast_products(q.shape[1], q.device):
                 part, part_lse = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
-                    *piece, 0.0, mask is None, attn_mask=mask, scale=scale
+                    *piece, 0.0, mask is None, attn_mask=mask, scale=layout.scale
                 )
             out[rows, span] = part.transpose(1, 2)
             lse[rows, span] = part_lse.transpose(1, 2)
         keep(ctx, q_raw, kv_raw, k_rope, out, lse)
-        ctx.layout, ctx.scale, ctx.visible = layout, scale, visible
+        ctx.layout = layout
         return out[..., v.shape[-1] - layout.shape.value :].flatten(2)
 
     @staticmethod
@@ -77,17 +75,17 @@ class _Flash(torch.autograd.Function):
         width = layout.shape.value
         grad = pad(grad_out.view(*q.shape[:3], width), (v.shape[-1] - width, 0))
         grads = tuple(torch.empty_like(q) for _ in range(3))
-        mask = _additive(ctx.visible, q)
-        for rows, span in spans(q.shape[0], ctx.visible):
+        mask = _additive(layout.visible, q)
+        for rows, span in spans(q.shape[0], layout.visible):
             pieces = [t[rows, span].transpose(1, 2) for t in (grad, q, k, v, out, lse)]
             with fast_products(q.shape[1], q.device):
                 parts = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward(
-                    *pieces, 0.0, mask is None, attn_mask=mask, scale=ctx.scale
+                    *pieces, 0.0, mask is None, attn_mask=mask, scale=layout.scale
                 )
             for total, part in zip(grads, parts, strict=True):
                 total[rows, span] = part.transpose(1, 2)
         grad_kv, grad_rope = layout.keys_values_grad(grads[1], grads[2])
-        return layout.queries_grad(grads[0]), grad_kv, grad_rope, None, None, None
+        return layout.queries_grad(grads[0]), grad_kv, grad_rope, None
 
 
 def _probabilities(q_GTd: Tensor, k_GSd: Tensor, scale: float) -> Tensor:
@@ -152,20 +150,18 @@ class _Blocks(torch.autograd.Function):
         kv_raw: Tensor,
         k_rope: Tensor,
         layout: Expansion,
-        scale: float,
-        visible: Visible,
     ) -> Tensor:
         q, (k, v) = layout.queries(q_raw), layout.keys_values(kv_raw, k_rope)
         v = v[..., v.shape[-1] - layout.shape.value :]
         out = q.new_empty(*q.shape[:3], layout.shape.value)
         with fast_products(q.shape[1], q.device):
-            for rows, span in _groups(q, visible):
+            for rows, span in _groups(q, layout.visible):
                 piece = out[rows, span].transpose(1, 2)
                 q_piece, k_piece, v_piece = (_by_head(t[rows, span]) for t in (q, k, v))
-                heads = _blocks_forward(q_piece, k_piece, v_piece, scale)
+                heads = _blocks_forward(q_piece, k_piece, v_piece, layout.scale)
                 piece.copy_(heads.view(piece.shape))
         keep(ctx, q_raw, kv_raw, k_rope)
-        ctx.layout, ctx.scale, ctx.visible = layout, scale, visible
+        ctx.layout = layout
         return out.flatten(2)
 
     @staticmethod
@@ -178,14 +174,14 @@ class _Blocks(torch.autograd.Function):
         grad = grad_out.view(*q.shape[:3], layout.shape.value)
         grads = (torch.empty_like(q), torch.empty_like(k), q.new_empty(v.shape))
         with fast_products(q.shape[1], q.device):
-            for rows, span in _groups(q, ctx.visible):
+            for rows, span in _groups(q, layout.visible):
                 do, qs, ks, vs = (_by_head(t[rows, span]) for t in (grad, q, k, v))
-                parts = _blocks_backward(do, qs, ks, vs, ctx.scale)
+                parts = _blocks_backward(do, qs, ks, vs, layout.scale)
                 for total, part in zip(grads, parts, strict=True):
                     piece = total[rows, span].transpose(1, 2)
                     piece.copy_(part.view(piece.shape))
         grad_kv, grad_rope = layout.keys_values_grad(grads[1], grads[2])
-        return layout.queries_grad(grads[0]), grad_kv, grad_rope, None, None, None
+        return layout.queries_grad(grads[0]), grad_kv, grad_rope, None
 
 
 def attend_on_cpu(
@@ -193,11 +189,10 @@ def attend_on_cpu(
     kv_raw: Tensor,
     k_rope_BTR: Tensor,
     layout: Expansion,
-    scale: float,
-    visible: Visible,
 ) -> Tensor:
     """`expanded_attention` on a CPU: in blocks or through flash, by length."""
     T = q_raw.shape[1]
+    visible = layout.visible
     short = visible.mask is None and longest_span(T, visible) < FLASH_FROM
     rule = _Blocks if short else _Flash
-    return rule.apply(q_raw, kv_raw, k_rope_BTR, layout, scale, visible)
+    return rule.apply(q_raw, kv_raw, k_rope_BTR, layout)

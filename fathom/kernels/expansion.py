@@ -17,6 +17,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
+from fathom.kernels.visible import ALL, Visible
+
 
 @dataclass(frozen=True)
 class HeadShape:
@@ -46,10 +48,22 @@ def turn_pairs(x: Tensor, cos: Tensor, sin: Tensor, interleave: bool) -> Tensor:
 
 
 class Expansion:
-    """One call's raw projections laid out: rotated queries, whole keys, widened values."""
+    """What one call of expanded attention knows besides its projections, and how they are laid out.
 
-    def __init__(self, shape: HeadShape, cos: Tensor, sin: Tensor, interleave: bool) -> None:
+    Rotated queries, whole keys, widened values; angles, softmax scale, and which keys are visible.
+    """
+
+    def __init__(
+        self,
+        shape: HeadShape,
+        cos: Tensor,
+        sin: Tensor,
+        interleave: bool,
+        scale: float,
+        visible: Visible = ALL,
+    ) -> None:
         self.shape, self.cos, self.sin, self.interleave = shape, cos, sin, interleave
+        self.scale, self.visible = scale, visible
         self.wide_values = shape.value <= shape.qk and shape.qk - shape.value <= shape.nope
 
     def queries(self, q_raw: Tensor) -> Tensor:

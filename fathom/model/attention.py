@@ -89,13 +89,17 @@ class Attention(nn.Module):
         return up
 
     def _expanded(self, q_raw: Tensor, latent: Tensor, k_rope: Tensor, context: Context) -> Tensor:
+        rotation = context.rotation
         layout = kernels.Expansion(
-            self.shape, context.rotation.cos, context.rotation.sin, self.config.rope_interleave
+            self.shape,
+            rotation.cos,
+            rotation.sin,
+            self.config.rope_interleave,
+            self.scale,
+            context.visible,
         )
         kv_raw = self._up(self.kv_b_proj, latent)
-        return kernels.expanded_attention(
-            q_raw, kv_raw, k_rope, layout, self.scale, context.visible, self.recompute
-        )
+        return kernels.expanded_attention(q_raw, kv_raw, k_rope, layout, self.recompute)
 
     def _absorbed(self, q_raw: Tensor, entries_BSX: Tensor, context: Context) -> Tensor:
         s = self.shape

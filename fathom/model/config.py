@@ -21,7 +21,7 @@ _CHOICES = {
     "mtp_concat_order": ("embedding_first", "hidden_first"),
     "mtp_hidden": ("post_norm", "pre_norm"),
 }
-_YARN_NUMBERS = (
+YARN_NUMBERS = (
     "factor",
     "original_max_position_embeddings",
     "beta_fast",
@@ -160,12 +160,12 @@ class ModelConfig:
             if key not in self.rope_scaling:
                 raise ConfigError(f"rope_scaling has no {key!r}, which YaRN needs; add it")
         for key, value in self.rope_scaling.items():
-            if key not in (*_YARN_NUMBERS, "type", "rope_type", "truncate"):
+            if key not in (*YARN_NUMBERS, "type", "rope_type", "truncate"):
                 raise ConfigError(
-                    f"rope_scaling has an unknown key {key!r}; YaRN's are {', '.join(_YARN_NUMBERS)}"
+                    f"rope_scaling has an unknown key {key!r}; YaRN's are {', '.join(YARN_NUMBERS)}"
                 )
             number = isinstance(value, int | float) and not isinstance(value, bool)
-            if key in _YARN_NUMBERS and value is not None and not (number and value >= 0):
+            if key in YARN_NUMBERS and value is not None and not (number and value >= 0):
                 raise ConfigError(f"rope_scaling {key}={value!r} must be a number, not negative")
         if self.rope_scaling["factor"] < 1:
             raise ConfigError(

@@ -141,7 +141,7 @@ ATTENTION_SHAPES = [
 
 
 def reference_from_raw(
-    shape: kernels.HeadShape, layout: kernels.Expansion, scale: float, visible: kernels.Visible
+    shape: kernels.HeadShape, layout: kernels.Expansion
 ) -> Callable[..., Tensor]:
     """Eqs 4-5 and 8-10 spelled out on raw projections, with torch's own gradients."""
 
@@ -153,13 +153,14 @@ def reference_from_raw(
         q = torch.cat((q[..., : shape.nope], turned), -1)
         k_nope, v = kv_raw.view(B, T, shape.heads, -1).split((shape.nope, shape.value), -1)
         k = torch.cat((k_nope, k_rope[:, :, None].expand(-1, -1, shape.heads, -1)), -1)
+        visible = layout.visible
         mask = visible.mask
         if visible.segments is not None:
             mask = torch.zeros(B, 1, T, T, dtype=torch.bool)
             for b, row in enumerate(visible.segments):
                 for lo, hi in row:
                     mask[b, :, lo:hi, lo:hi] = torch.ones(hi - lo, hi - lo).tril().bool()
-        return expanded_reference(q, k, v, scale, mask).flatten(2)
+        return expanded_reference(q, k, v, layout.scale, mask).flatten(2)
 
     return attend
 
@@ -171,7 +172,6 @@ def reference_from_raw(
 def test_expanded_attention(shape: kernels.HeadShape, case: str) -> None:
     B, T = (1, 1030) if case == "long" else (3, 150)
     angles = torch.rand(1, T, 1, shape.rope // 2)
-    layout = kernels.Expansion(shape, angles.cos(), angles.sin(), interleave=True)
     visible = kernels.ALL
     if case == "documents":
         rows = (((0, 150),), ((0, 60), (60, 150)), ((0, 1), (1, 149), (149, 150)))
@@ -179,14 +179,15 @@ def test_expanded_attention(shape: kernels.HeadShape, case: str) -> None:
     if case == "mask":
         seen = torch.rand(B, 1, T, T) < 0.5
         visible = kernels.Visible(mask=(seen.tril() | torch.eye(T, dtype=torch.bool)))
+    layout = kernels.Expansion(shape, angles.cos(), angles.sin(), True, 0.3, visible)
     raw = (
         torch.randn(B, T, shape.heads * shape.qk),
         torch.randn(B, T, shape.heads * (shape.nope + shape.value)),
         torch.randn(B, T, shape.rope),
     )
     assert_same(
-        lambda *t: kernels.expanded_attention(*t, layout, 0.3, visible),
-        reference_from_raw(shape, layout, 0.3, visible),
+        lambda *t: kernels.expanded_attention(*t, layout),
+        reference_from_raw(shape, layout),
         *raw,
         atol=1e-4,
     )
@@ -198,12 +199,12 @@ def test_attention_of_other_devices_is_equal_too() -> None:
 
     shape = ATTENTION_SHAPES[0]
     angles = torch.rand(1, 20, 1, 2)
-    layout = kernels.Expansion(shape, angles.cos(), angles.sin(), interleave=True)
     visible = kernels.Visible(segments=(((0, 20),), ((0, 7), (7, 20))))
+    layout = kernels.Expansion(shape, angles.cos(), angles.sin(), True, 0.3, visible)
     raw = (torch.randn(2, 20, 36), torch.randn(2, 20, 48), torch.randn(2, 20, 4))
-    slow = reference_from_raw(shape, layout, 0.3, visible)
+    slow = reference_from_raw(shape, layout)
     for fast in (_torch_attention, _Again.apply):
-        assert_same(lambda *t, fast=fast: fast(*t, layout, 0.3, visible), slow, *raw)
+        assert_same(lambda *t, fast=fast: fast(*t, layout), slow, *raw)
 
 
 def test_fast_products_are_float32() -> None:
