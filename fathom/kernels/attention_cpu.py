@@ -12,6 +12,7 @@ ms with flash, 22 / 57 in blocks; 1 x 1024 equal; 1 x 2048 31 / 76 against 34 / 
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Any
 
 import torch
@@ -29,6 +30,9 @@ FLASH_FROM = 1024
 
 BLOCK = 128
 """Queries at a time in the other one."""
+
+SCORES = 1 << 19
+"""About how many scores exist at a time there; what fits a core's own cache."""
 
 
 def _additive(visible: Visible, like: Tensor) -> Tensor | None:
@@ -88,23 +92,33 @@ class _Flash(torch.autograd.Function):
         return layout.queries_grad(grads[0]), grad_kv, grad_rope, None
 
 
+@cache
+def _later(T: int) -> Tensor:
+    """Which of T keys come after each of T queries, bool [T, T]."""
+    with torch.inference_mode(False):
+        return torch.ones(T, T, dtype=torch.bool).triu_(1)
+
+
 def _probabilities(q_GTd: Tensor, k_GSd: Tensor, scale: float) -> Tensor:
     """Causal softmax [G, T, S] of the last T positions' queries against all S keys."""
     T, S = q_GTd.shape[1], k_GSd.shape[1]
     scores = torch.baddbmm(q_GTd.new_empty(1), q_GTd, k_GSd.transpose(1, 2), beta=0, alpha=scale)
-    later = torch.ones(T, T, dtype=torch.bool, device=scores.device).triu_(1)
-    scores[:, :, S - T :].masked_fill_(later, float("-inf"))
+    scores[:, :, S - T :].masked_fill_(_later(T), float("-inf"))
     return torch.softmax(scores, -1)
+
+
+def _blocks(T: int) -> list[tuple[int, int]]:
+    """(first, end) of each block of queries, the last block first."""
+    return [(lo, min(lo + BLOCK, T)) for lo in reversed(range(0, T, BLOCK))]
 
 
 def _blocks_forward(q_GTd: Tensor, k_GTd: Tensor, v_GTv: Tensor, scale: float) -> Tensor:
     """Causal attention of G independent sequences [G, T, ...] -> [G, T, V]."""
-    parts = []
-    for lo in range(0, q_GTd.shape[1], BLOCK):
-        hi = min(lo + BLOCK, q_GTd.shape[1])
-        weights = _probabilities(q_GTd[:, lo:hi], k_GTd[:, :hi], scale)
-        parts.append(torch.bmm(weights, v_GTv[:, :hi]))
-    return torch.cat(parts, dim=1)
+    parts = [
+        torch.bmm(_probabilities(q_GTd[:, lo:hi], k_GTd[:, :hi], scale), v_GTv[:, :hi])
+        for lo, hi in _blocks(q_GTd.shape[1])
+    ]
+    return parts[0] if len(parts) == 1 else torch.cat(parts[::-1], dim=1)
 
 
 def _blocks_backward(
@@ -112,31 +126,40 @@ def _blocks_backward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of `_blocks_forward`.
 
-    With P the softmax, dV = P^T dO and dS = P * (dP - rowsum(dP * P)).
+    With P the softmax, dV = P^T dO and dS = P * (dP - rowsum(dP * P)). The last block sees all
+    keys, so what it gives is whole, and earlier blocks add to it.
     """
-    grad_q, grad_k, grad_v = torch.empty_like(q), torch.zeros_like(k), torch.zeros_like(v)
-    for lo in range(0, q.shape[1], BLOCK):
-        hi = min(lo + BLOCK, q.shape[1])
+    grads_q, total_k, total_v = [], None, None
+    for lo, hi in _blocks(q.shape[1]):
         weights = _probabilities(q[:, lo:hi], k[:, :hi], scale)
-        grad_v[:, :hi] += torch.bmm(weights.transpose(1, 2), grad[:, lo:hi])
         grad_p = torch.bmm(grad[:, lo:hi], v[:, :hi].transpose(1, 2))
         grad_s = torch._softmax_backward_data(grad_p, weights, -1, weights.dtype).mul_(scale)
-        grad_q[:, lo:hi] = torch.bmm(grad_s, k[:, :hi])
-        grad_k[:, :hi] += torch.bmm(grad_s.transpose(1, 2), q[:, lo:hi])
-    return grad_q, grad_k, grad_v
+        grads_q.append(torch.bmm(grad_s, k[:, :hi]))
+        total_v = _added(total_v, torch.bmm(weights.transpose(1, 2), grad[:, lo:hi]))
+        total_k = _added(total_k, torch.bmm(grad_s.transpose(1, 2), q[:, lo:hi]))
+    grad_q = grads_q[0] if len(grads_q) == 1 else torch.cat(grads_q[::-1], dim=1)
+    return grad_q, total_k, total_v
+
+
+def _added(total_GTd: Tensor | None, part_GSd: Tensor) -> Tensor:
+    """`total` with the part added to its first S positions."""
+    if total_GTd is None:
+        return part_GSd
+    total_GTd[:, : part_GSd.shape[1]] += part_GSd
+    return total_GTd
 
 
 def _groups(q_BTHd: Tensor, visible: Visible) -> list[tuple[slice, slice]]:
-    """Pieces to work on at a time: one row, or several where rows are short."""
+    """Pieces to work on at a time: as many rows as have `SCORES` scores in a block."""
     if visible.segments is not None:
         return spans(q_BTHd.shape[0], visible)
-    rows = max(1, 2 * BLOCK // q_BTHd.shape[1])
-    starts = range(0, q_BTHd.shape[0], rows)
-    return [(slice(start, start + rows), slice(None)) for start in starts]
+    B, T, H, _ = q_BTHd.shape
+    rows = max(1, SCORES // (H * T * min(T, BLOCK)))
+    return [(slice(start, start + rows), slice(None)) for start in range(0, B, rows)]
 
 
 def _by_head(x_BTHd: Tensor) -> Tensor:
-    """[B, T, H, d] -> [B*H, T, d], without a copy for a single row."""
+    """[B, T, H, d] -> [B*H, T, d], without a copy where it stands in memory head after head."""
     return x_BTHd.transpose(1, 2).flatten(0, 1)
 
 
@@ -156,9 +179,8 @@ class _Blocks(torch.autograd.Function):
         out = q.new_empty(*q.shape[:3], layout.shape.value)
         with fast_products(q.shape[1], q.device):
             for rows, span in _groups(q, layout.visible):
+                heads = _blocks_forward(*(_by_head(t[rows, span]) for t in (q, k, v)), layout.scale)
                 piece = out[rows, span].transpose(1, 2)
-                q_piece, k_piece, v_piece = (_by_head(t[rows, span]) for t in (q, k, v))
-                heads = _blocks_forward(q_piece, k_piece, v_piece, layout.scale)
                 piece.copy_(heads.view(piece.shape))
         keep(ctx, q_raw, kv_raw, k_rope)
         ctx.layout = layout

@@ -47,6 +47,11 @@ def turn_pairs(x: Tensor, cos: Tensor, sin: Tensor, interleave: bool) -> Tensor:
     return x
 
 
+def _by_heads(x_BTHd: Tensor) -> Tensor:
+    """A copy that stands in memory head after head, as products per head want it; same shape."""
+    return x_BTHd.transpose(1, 2).clone(memory_format=torch.contiguous_format).transpose(1, 2)
+
+
 class Expansion:
     """What one call of expanded attention knows besides its projections, and how they are laid out.
 
@@ -69,7 +74,7 @@ class Expansion:
     def queries(self, q_raw: Tensor) -> Tensor:
         """[B, T, H*(P+R)] -> [B, T, H, P+R], the last R dimensions rotated (eqs 7-9)."""
         s = self.shape
-        q = q_raw.view(*q_raw.shape[:2], s.heads, s.qk).clone()
+        q = _by_heads(q_raw.view(*q_raw.shape[:2], s.heads, s.qk))
         turn_pairs(q[..., s.nope :], self.cos, self.sin, self.interleave)
         return pad(q, (0, s.value - s.qk)) if s.value > s.qk else q
 
@@ -86,7 +91,8 @@ class Expansion:
         """
         s = self.shape
         kv = kv_raw.view(*kv_raw.shape[:2], s.heads, s.nope + s.value)
-        k = kv.new_empty(*kv.shape[:3], s.qk)
+        B, T = kv.shape[:2]
+        k = kv.new_empty(B, s.heads, T, s.qk).transpose(1, 2)
         k[..., : s.nope] = kv[..., : s.nope]
         k[..., s.nope :] = k_rope_BTR[:, :, None]
         if self.wide_values:

@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
+from torch.nn.functional import grouped_mm
 
 from fathom.kernels.cpu_gemm import fast_products, onednn_is_better
 from fathom.kernels.decoding import row_products, stands_by_columns
@@ -29,6 +30,9 @@ ROW_STEP = 64
 It compiles a kernel for every number of rows it meets (0.4 ms and 0.65 MB each), and the loads of
 experts are new at every step.
 """
+
+SHORT_RUN = 192
+"""Rows per expert up to which torch's grouped_mm, one call for all experts, beats a loop of calls."""
 
 
 def _plain(x: Tensor, weight_OI: Tensor, dtype: torch.dtype) -> Tensor:
@@ -86,6 +90,17 @@ def grouped_reference(x_NI: Tensor, weight_EOI: Tensor, counts: list[int]) -> Te
     return torch.cat([part @ weight_EOI[e].T for e, part in enumerate(parts)])
 
 
+def _short(counts: list[int], x: Tensor, *widths: int) -> bool:
+    """Whether runs are short and `grouped_mm` takes such rows (in units of 16 bytes, float32)."""
+    fits = x.dtype == torch.float32 and all(width % 4 == 0 for width in widths)
+    return fits and x.device.type == "cpu" and 0 < sum(counts) <= SHORT_RUN * len(counts)
+
+
+def _ends(counts: list[int]) -> Tensor:
+    """The row behind each run, int32 [E]."""
+    return torch.tensor(counts).cumsum(0, dtype=torch.int32)
+
+
 def _split(counts: list[int], device: torch.device) -> tuple[list[Run], list[Run]]:
     """Each run in two: whole multiples of `ROW_STEP` rows for oneDNN, and what is left."""
     if device.type != "cpu" or not onednn_is_better():
@@ -102,6 +117,8 @@ def _split(counts: list[int], device: torch.device) -> tuple[list[Run], list[Run
 
 def _product(x_NI: Tensor, matrices_EIO: Tensor, counts: list[int]) -> Tensor:
     """Rows of each run times that expert's matrix: [N, O]."""
+    if _short(counts, x_NI, *matrices_EIO.shape[1:]):
+        return grouped_mm(x_NI, matrices_EIO, offs=_ends(counts))
     matrices = matrices_EIO.unbind(0)
     out = x_NI.new_empty(x_NI.shape[0], matrices[0].shape[1])
     whole, rest = _split(counts, x_NI.device)
@@ -115,6 +132,8 @@ def _product(x_NI: Tensor, matrices_EIO: Tensor, counts: list[int]) -> Tensor:
 
 def _outer(grad_NO: Tensor, x_NI: Tensor, counts: list[int]) -> Tensor:
     """Weight gradients [E, O, I]: each run's grad^T x, zero for experts without rows."""
+    if _short(counts, x_NI, grad_NO.shape[1], x_NI.shape[1]):
+        return grouped_mm(grad_NO.T, x_NI, offs=_ends(counts))
     out = grad_NO.new_empty(len(counts), grad_NO.shape[1], x_NI.shape[1])
     grad_ON, parts = grad_NO.T, out.unbind(0)
     whole, rest = _split(counts, x_NI.device)
@@ -165,20 +184,19 @@ class _GroupedOnDevice(torch.autograd.Function):
         keep(ctx, x_NI, weight_EOI, ends_E)
         ctx.dtype = dtype
         matrices = weight_EOI.to(dtype).transpose(1, 2)
-        return torch.nn.functional.grouped_mm(x_NI.to(dtype), matrices, offs=ends_E)
+        return grouped_mm(x_NI.to(dtype), matrices, offs=ends_E)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_NO: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:
         x_NI, weight_EOI, ends_E = kept(ctx)
         grad_NO = grad_NO.to(ctx.dtype).contiguous()
-        product = torch.nn.functional.grouped_mm
         grad_x = grad_weight = None
         if ctx.needs_input_grad[0]:
-            grad_x = product(grad_NO, weight_EOI.to(ctx.dtype), offs=ends_E).to(x_NI.dtype)
+            grad_x = grouped_mm(grad_NO, weight_EOI.to(ctx.dtype), offs=ends_E).to(x_NI.dtype)
         if ctx.needs_input_grad[1]:
             x = x_NI.to(ctx.dtype)
-            grad_weight = product(grad_NO.T, x, offs=ends_E).to(weight_EOI.dtype)
+            grad_weight = grouped_mm(grad_NO.T, x, offs=ends_E).to(weight_EOI.dtype)
         return grad_x, grad_weight, None, None
 
 

@@ -1,7 +1,7 @@
 """RMSNorm as one autograd rule: y = w * x / sqrt(mean(x^2) + eps), computed in float32.
 
-Statistics are per row over the last axis (D). With r = 1 / sqrt(mean(x^2) + eps) and h = w * dy the
-input's gradient is r * h - x * r^3 * mean(h * x). Only x is kept; r is cheap to make again.
+Statistics are per row over the last axis (D). With r = 1 / sqrt(mean(x^2) + eps), y = r * x and
+h = w * dy, the input's gradient is r * (h - y * mean(h * y)). Only x is kept; r is cheap to make again.
 """
 
 from __future__ import annotations
@@ -23,20 +23,27 @@ def rms_norm_reference(x: Tensor, weight_D: Tensor, eps: float) -> Tensor:
     return (weight_D * normal.to(x.dtype)).to(x.dtype)
 
 
+def _inverse_rms(wide: Tensor, eps: float) -> Tensor:
+    """r of each row, [..., 1]."""
+    return torch.rsqrt(wide.square().mean(-1, keepdim=True) + eps)
+
+
 @fused
 def _forward(x: Tensor, weight_D: Tensor, eps: float) -> Tensor:
-    return rms_norm_reference(x, weight_D, eps)
+    wide = x.float()
+    normal = wide * _inverse_rms(wide, eps)
+    return (weight_D * normal.to(x.dtype)).to(x.dtype)
 
 
 @fused
 def _backward(grad: Tensor, x: Tensor, weight_D: Tensor, eps: float) -> tuple[Tensor, Tensor]:
-    wide, grad = x.float(), grad.float()
-    r = torch.rsqrt(wide.square().mean(-1, keepdim=True) + eps)
+    wide, grad, weight = x.float(), grad.float(), weight_D.float()
+    r = _inverse_rms(wide, eps)
     normal = wide * r
-    h = grad * weight_D
-    grad_x = r * (h - normal * (h * normal).mean(-1, keepdim=True))
-    grad_weight = (grad * normal).flatten(0, -2).sum(0)
-    return grad_x.to(x.dtype), grad_weight.to(weight_D.dtype)
+    along = grad * normal  # summed over rows: dw; weighted with w over columns: sum(h y)
+    mean = (along @ weight).div(x.shape[-1])[..., None]
+    grad_x = torch.addcmul(grad * weight, normal, mean, value=-1) * r
+    return grad_x.to(x.dtype), along.flatten(0, -2).sum(0).to(weight_D.dtype)
 
 
 class _RMSNorm(torch.autograd.Function):
