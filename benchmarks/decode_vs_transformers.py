@@ -1,4 +1,5 @@
-"""Milliseconds per decoded token at batch 1 on growing contexts: ours against `transformers`.
+"""Milliseconds per decoded token at batch 1 on growing contexts: ours, plain and compiled, against
+`transformers`.
 
 All contenders have the same weights and agree on a short real prompt. One round: each decodes some
 tokens behind the same length of context. Bytes that one token has to touch (active weights and
@@ -34,7 +35,7 @@ from fathom.planning.parameters import count_parameters
 SHAPES = {"nano": NANO, "mini": MINI}
 BACK_ENDS = ("grouped_mm", "eager", "batched_mm")
 AGREEMENT = 1e-4
-OURS = "fathom"
+OURS = ("fathom", "fathom compiled")
 
 
 def compare(name: str, threads: int, options: argparse.Namespace) -> list[dict[str, Any]]:
@@ -42,8 +43,12 @@ def compare(name: str, threads: int, options: argparse.Namespace) -> list[dict[s
     fields, contexts = SHAPES[name], [int(c) for c in options.contexts.split(",")]
     with ExitStack() as stack:
         machine = stack.enter_context(Contender("machine", Machine, {}, threads))
-        ours = {"fields": fields, "max_len": max(contexts) + options.tokens}
-        contenders = [stack.enter_context(Contender(OURS, FathomDecoding, ours, threads))]
+        contenders = []
+        for name_of_ours in OURS:
+            ours = {"fields": fields, "max_len": max(contexts) + options.tokens}
+            ours["compiled"] = name_of_ours != OURS[0]
+            contender = Contender(name_of_ours, FathomDecoding, ours, threads)
+            contenders.append(stack.enter_context(contender))
         for experts in BACK_ENDS:
             theirs = {"fields": fields, "experts": experts}
             contender = Contender(experts, TransformersDecoding, theirs, threads)
@@ -63,17 +68,19 @@ def compare(name: str, threads: int, options: argparse.Namespace) -> list[dict[s
 
 
 def _same_answers(contenders: list[Contender]) -> dict[str, float]:
-    """The same weights everywhere; logits after a short prompt must agree with ours."""
-    ours, theirs = contenders[0], contenders[1:]
+    """The same weights everywhere; logits after a short prompt must agree with theirs."""
+    first = next(c for c in contenders if c.name not in OURS)
     with tempfile.TemporaryDirectory() as folder:
         path = str(Path(folder) / "weights.pt")
-        theirs[0].call("save", path)
-        for contender in (ours, *theirs[1:]):
+        first.call("save", path)
+        for contender in contenders:
             contender.call("load", path)
-    expected = ours.call("logits", 48, 4)
-    differences = {c.name: float((c.call("logits", 48, 4) - expected).abs().max()) for c in theirs}
+    expected = first.call("logits", 48, 4)
+    differences = {
+        c.name: float((c.call("logits", 48, 4) - expected).abs().max()) for c in contenders
+    }
     if max(differences.values()) > AGREEMENT * float(expected.abs().max()):
-        raise SystemExit(f"logits differ from ours by {differences}; no comparison")
+        raise SystemExit(f"logits differ from {first.name}'s by {differences}; no comparison")
     return differences
 
 
@@ -83,7 +90,7 @@ def _figures(
     config = fathom_config(SHAPES[shape])
     weights = 4 * count_parameters(config).active_with_head
     cache = 4 * context * config.num_hidden_layers * config.cache_dim
-    best = min((n for n in times if n != OURS), key=lambda n: times[n].median)
+    best = min((n for n in times if n not in OURS), key=lambda n: times[n].median)
     per_token = {name: t.median / tokens for name, t in times.items()}
     return {
         "shape": shape,
@@ -94,36 +101,33 @@ def _figures(
         "ms_per_token": {name: 1e3 * seconds for name, seconds in per_token.items()},
         "ms_text": {name: t.text(per=tokens / 1e3) for name, t in times.items()},
         "best_of_theirs": best,
-        "ratios": ratios(times[best], times[OURS]),
+        "ratios": {name: ratios(times[best], times[name]) for name in OURS},
         "bytes_per_token": {"weights": weights, "cache": cache},
         "read_bytes_per_second": read,
-        "share_of_read_rate": (weights + cache) / per_token[OURS] / read,
+        "share_of_read_rate": {n: (weights + cache) / per_token[n] / read for n in OURS},
     }
 
 
 def _lines(result: dict[str, Any]) -> str:
+    ours = ", ".join(f"{name} {spread(result['ratios'][name])}" for name in OURS)
     return (
         f"{result['shape']} context {result['context']} threads {result['threads']}: "
-        f"{spread(result['ratios'])} times as fast as {result['best_of_theirs']}"
+        f"{ours} times as fast as {result['best_of_theirs']}"
     )
 
 
 def report(results: list[dict[str, Any]]) -> str:
-    headers = ["shape", "threads", "context", f"{OURS} ms", *(f"{b} ms" for b in BACK_ENDS)]
-    headers += ["times as fast", "MB/token", "of read rate"]
-    rows = [
-        [
-            r["shape"],
-            str(r["threads"]),
-            str(r["context"]),
-            r["ms_text"][OURS],
-            *(r["ms_text"][b] for b in BACK_ENDS),
-            spread(r["ratios"]),
-            f"{sum(r['bytes_per_token'].values()) / 1e6:.1f}",
-            f"{r['share_of_read_rate']:.0%}",
-        ]
-        for r in results
-    ]
+    names = (*OURS, *BACK_ENDS)
+    headers = ["shape", "threads", "context", *(f"{name} ms" for name in names), "MB/token"]
+    for name in OURS:
+        headers += [f"{name}: times as fast", "of read rate"]
+    rows = []
+    for r in results:
+        row = [r["shape"], str(r["threads"]), str(r["context"]), *(r["ms_text"][n] for n in names)]
+        row.append(f"{sum(r['bytes_per_token'].values()) / 1e6:.1f}")
+        for name in OURS:
+            row += [spread(r["ratios"][name]), f"{r['share_of_read_rate'][name]:.0%}"]
+        rows.append(row)
     return table(headers, rows)
 
 

@@ -23,20 +23,21 @@ def prompt(fields: dict[str, Any], length: int) -> Tensor:
 class FathomDecoding:
     """Ours: the latent cache with absorbed attention."""
 
-    def __init__(self, fields: dict[str, Any], max_len: int) -> None:
+    def __init__(self, fields: dict[str, Any], max_len: int, compiled: bool = False) -> None:
         import fathom
         from fathom.model import LatentCache
 
         torch.manual_seed(0)
         self.fields, self.config = fields, fathom_config(fields)
+        self.compiled = compiled
         self.model = fathom.Transformer(self.config).eval()
         self.cache = LatentCache(self.config, 1, max_len)
 
     def load(self, path: str) -> None:
-        from fathom.inference import lay_out_for_decoding
+        from fathom.inference import Step
 
         self.model.load_state_dict(torch.load(path, mmap=True), strict=True)
-        lay_out_for_decoding(self.model)
+        self.step = Step(self.model, self.compiled)
 
     def fill(self, context: int) -> None:
         self.cache.truncate(0)
@@ -48,9 +49,9 @@ class FathomDecoding:
     @torch.no_grad()
     def decode(self, tokens: int) -> None:
         """Steps behind the context, which is as it was afterwards."""
-        token = torch.zeros(1, 1, dtype=torch.int64)
+        token = 0
         for _ in range(tokens):
-            token = self.model(token, cache=self.cache, mtp=False).logits[:, -1:].argmax(-1)
+            token = int(self.step(token, self.cache).argmax())
         self.cache.truncate(self.context)
 
     @torch.no_grad()
@@ -59,11 +60,8 @@ class FathomDecoding:
         tokens = prompt(self.fields, length + steps)
         self.cache.truncate(0)
         self.model(tokens[:, :length], cache=self.cache, mtp=False)
-        rows = [
-            self.model(tokens[:, i : i + 1], cache=self.cache, mtp=False).logits[0]
-            for i in range(length, length + steps)
-        ]
-        return torch.cat(rows)
+        steps_on = tokens[0, length:].tolist()
+        return torch.cat([self.step(token, self.cache) for token in steps_on])
 
 
 class TransformersDecoding:

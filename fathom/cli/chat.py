@@ -15,10 +15,10 @@ from typing import Annotated
 
 import typer
 
-from fathom.cli.opening import Speaker, choose_sampling, open_speaker, show
+from fathom.cli.opening import COMPILE_HELP, Speaker, choose_sampling, open_speaker, show
 from fathom.data.chat import message_ids
 from fathom.errors import FathomError, GenerationError
-from fathom.inference import Sampling, Session
+from fathom.inference import Sampling
 
 COMMANDS = "/reset forgets everything, /exit or Ctrl-D leaves, Ctrl-C stops an answer."
 
@@ -44,7 +44,7 @@ class Conversation:
 
     def reset(self) -> None:
         """Forget everything that was said."""
-        self.session = Session(self.speaker.model)
+        self.session = self.speaker.session()
 
     def answer(self, line: str) -> Iterator[str]:
         """Text as it comes. Raises `GenerationError` when the context is full or there is nothing to go on from."""
@@ -99,10 +99,11 @@ def chat(
         int | None, typer.Option(help="The same seed and lines give the same answers.")
     ] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps.")] = "auto",
+    compiled: Annotated[bool, typer.Option("--compile", help=COMPILE_HELP)] = False,
 ) -> None:
     """Talk with a model in the terminal."""
     sampling = choose_sampling(temperature, top_p, seed)
-    speaker = open_speaker(run_or_dir, device)
+    speaker = open_speaker(run_or_dir, device, compiled)
     taught = speaker.tokenizer.taught_to_chat
     if form == Form.AUTO:
         form = Form.CHAT if taught else Form.PLAIN

@@ -8,8 +8,8 @@ from typing import Annotated, Any
 
 import typer
 
-from fathom.cli.opening import Speaker, choose_sampling, open_speaker, show
-from fathom.inference import Sampling, Session
+from fathom.cli.opening import COMPILE_HELP, Speaker, choose_sampling, open_speaker, show
+from fathom.inference import Sampling
 
 DEFAULT_NEW_TOKENS = 200
 
@@ -35,10 +35,11 @@ def generate(
         ),
     ] = False,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps.")] = "auto",
+    compiled: Annotated[bool, typer.Option("--compile", help=COMPILE_HELP)] = False,
 ) -> None:
     """Continue a prompt: prints it and, as it comes, what the model adds."""
     sampling = choose_sampling(temperature, top_p, seed)
-    speaker = open_speaker(run_or_dir, device)
+    speaker = open_speaker(run_or_dir, device, compiled)
     report = speak(speaker, prompt, max_new_tokens, sampling, quiet=as_json)
     if as_json:
         print(json.dumps(report, ensure_ascii=False))
@@ -48,7 +49,7 @@ def speak(
     speaker: Speaker, prompt: str, max_new_tokens: int | None, sampling: Sampling, quiet: bool
 ) -> dict[str, Any]:
     """Generate, print as it comes unless `quiet`, and say what was done."""
-    session, tokenizer = Session(speaker.model), speaker.tokenizer
+    session, tokenizer = speaker.session(), speaker.tokenizer
     prompt_ids = tokenizer.prompt_ids(prompt)
     if max_new_tokens is None:
         max_new_tokens = max(1, min(DEFAULT_NEW_TOKENS, session.room - len(prompt_ids)))

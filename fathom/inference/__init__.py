@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from fathom.inference.generate import Session, generate, stream
-from fathom.inference.layout import lay_out_for_decoding
 from fathom.inference.sampling import Sampling, sample
+from fathom.inference.step import Step
 
-__all__ = ["Sampling", "Session", "generate", "lay_out_for_decoding", "sample", "stream"]
+__all__ = ["Sampling", "Session", "Step", "generate", "sample", "stream"]

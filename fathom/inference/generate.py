@@ -14,6 +14,7 @@ from torch import Tensor
 
 from fathom.errors import GenerationError
 from fathom.inference.sampling import Sampling, sample
+from fathom.inference.step import Step
 from fathom.model import LatentCache, Transformer
 
 _FIRST_ROOM = 256
@@ -26,8 +27,9 @@ class Session:
     point leaves both in agreement.
     """
 
-    def __init__(self, model: Transformer) -> None:
-        self.model = model
+    def __init__(self, model: Transformer, step: Step | None = None) -> None:
+        """`step`, made from the same model, reads single tokens where there is one."""
+        self.model, self.step = model, step
         self.ids: list[int] = []
         self._cache = self._make_cache(_FIRST_ROOM)
 
@@ -89,6 +91,8 @@ class Session:
         """Read what the cache does not hold yet; logits [1, V] behind the last token."""
         self._make_room(len(self.ids))
         unread = self.ids[self._cache.length :]
+        if self.step is not None and len(unread) == 1:
+            return self.step(unread[0], self._cache)
         tokens = torch.tensor([unread], device=self.model.lm_head.weight.device)
         training = self.model.training
         if training:  # a sample in the middle of training must not count towards the experts' load

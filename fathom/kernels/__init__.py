@@ -6,7 +6,6 @@ and dtype.
 
 from fathom.kernels.attention import absorbed_attention, expanded_attention
 from fathom.kernels.cross_entropy import IGNORE, linear_cross_entropy
-from fathom.kernels.decoding import row_products, stands_by_columns, summed_row_products
 from fathom.kernels.expansion import Expansion, HeadShape
 from fathom.kernels.fuse import compile_elementwise
 from fathom.kernels.linear import grouped_linear, linear
@@ -31,10 +30,7 @@ __all__ = [
     "linear_cross_entropy",
     "remember",
     "rms_norm",
-    "row_products",
     "scatter_rows",
-    "stands_by_columns",
-    "summed_row_products",
     "swiglu",
     "swiglu_pair",
 ]

@@ -129,7 +129,8 @@ def _blocks_backward(
     With P the softmax, dV = P^T dO and dS = P * (dP - rowsum(dP * P)). The last block sees all
     keys, so what it gives is whole, and earlier blocks add to it.
     """
-    grads_q, total_k, total_v = [], None, None
+    grads_q: list[Tensor] = []
+    total_k = total_v = None
     for lo, hi in _blocks(q.shape[1]):
         weights = _probabilities(q[:, lo:hi], k[:, :hi], scale)
         grad_p = torch.bmm(grad[:, lo:hi], v[:, :hi].transpose(1, 2))
@@ -138,6 +139,7 @@ def _blocks_backward(
         total_v = _added(total_v, torch.bmm(weights.transpose(1, 2), grad[:, lo:hi]))
         total_k = _added(total_k, torch.bmm(grad_s.transpose(1, 2), q[:, lo:hi]))
     grad_q = grads_q[0] if len(grads_q) == 1 else torch.cat(grads_q[::-1], dim=1)
+    assert total_k is not None and total_v is not None  # there is at least one block
     return grad_q, total_k, total_v
 
 
@@ -179,7 +181,8 @@ class _Blocks(torch.autograd.Function):
         out = q.new_empty(*q.shape[:3], layout.shape.value)
         with fast_products(q.shape[1], q.device):
             for rows, span in _groups(q, layout.visible):
-                heads = _blocks_forward(*(_by_head(t[rows, span]) for t in (q, k, v)), layout.scale)
+                qs, ks, vs = (_by_head(t[rows, span]) for t in (q, k, v))
+                heads = _blocks_forward(qs, ks, vs, layout.scale)
                 piece = out[rows, span].transpose(1, 2)
                 piece.copy_(heads.view(piece.shape))
         keep(ctx, q_raw, kv_raw, k_rope)

@@ -21,7 +21,6 @@ from torch.autograd.function import once_differentiable
 from torch.nn.functional import grouped_mm
 
 from fathom.kernels.cpu_gemm import fast_products, onednn_is_better
-from fathom.kernels.decoding import row_products, stands_by_columns
 from fathom.kernels.recompute import keep, kept
 
 ROW_STEP = 64
@@ -36,8 +35,6 @@ SHORT_RUN = 192
 
 
 def _plain(x: Tensor, weight_OI: Tensor, dtype: torch.dtype) -> Tensor:
-    if x.numel() == x.shape[-1] and stands_by_columns(weight_OI) and dtype == torch.float32:
-        return row_products(x.view(1, -1), weight_OI[None]).view(*x.shape[:-1], -1)
     with fast_products(x.shape[:-1].numel(), x.device):
         return torch.nn.functional.linear(x.to(dtype), weight_OI.to(dtype))
 

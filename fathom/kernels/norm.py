@@ -6,6 +6,7 @@ h = w * dy, the input's gradient is r * (h - y * mean(h * y)). Only x is kept; r
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -60,10 +61,20 @@ class _RMSNorm(torch.autograd.Function):
         return (*_backward(grad, x, weight_D, ctx.eps), None)
 
 
+def _single(x: Tensor, weight_D: Tensor, eps: float) -> Tensor:
+    """The same for one row in three calls; torch's own takes 35 microseconds at any size."""
+    row = x.flatten()
+    return (x * weight_D).div_(math.sqrt(torch.dot(row, row).item() / row.shape[0] + eps))
+
+
 def rms_norm(x: Tensor, weight_D: Tensor, eps: float, recompute: bool = False) -> Tensor:
     """RMSNorm over the last axis of [..., D]; with `recompute` consumers keep x, not the result."""
+    if torch.compiler.is_compiling():
+        return rms_norm_reference(x, weight_D, eps)
     if not torch.is_grad_enabled():
         if x.dtype == weight_D.dtype == torch.float32:
+            if x.numel() == x.shape[-1]:
+                return _single(x, weight_D, eps)
             return torch.nn.functional.rms_norm(x, weight_D.shape, weight_D, eps)
         return _forward(x, weight_D, eps)
     y = _RMSNorm.apply(x, weight_D, eps)

@@ -75,17 +75,6 @@ class Experts(nn.Module):
         hidden = kernels.swiglu(hidden, self.recompute)
         return self.matmul(hidden, self.down_proj, counts_E, self.compute_dtype)
 
-    def take_single_rows(self) -> bool:
-        """Whether `one_token` can be used: weights laid out for decoding, products unreplaced."""
-        laid_out = kernels.stands_by_columns(self.gate_up_proj)
-        return laid_out and self.matmul is kernels.grouped_linear and not torch.is_grad_enabled()
-
-    def one_token(self, x_1D: Tensor, indices_K: Tensor, weights_K: Tensor) -> Tensor:
-        """The weighted sum of one token's experts [1, D], in two products and without sorting."""
-        rows_KD = x_1D.expand(indices_K.shape[0], -1)
-        hidden = kernels.swiglu(kernels.row_products(rows_KD, self.gate_up_proj, indices_K))
-        return kernels.summed_row_products(hidden * weights_K[:, None], self.down_proj, indices_K)
-
 
 class MoE(nn.Module):
     """Router, routed experts and shared experts of one layer."""
@@ -105,11 +94,8 @@ class MoE(nn.Module):
         """[B, T, D] -> [B, T, D] without the residual (eq 12)."""
         x_ND = x_BTD.flatten(0, 1)
         indices_NK, weights_NK, counts_E = self.route(x_BTD, context)
-        if x_ND.shape[0] == 1 and self.experts.take_single_rows():
-            routed = self.experts.one_token(x_ND, indices_NK[0], weights_NK[0])
-        else:
-            sent = self.dispatcher.dispatch(x_ND, indices_NK, weights_NK, counts_E)
-            routed = self.dispatcher.combine(self.experts(sent.rows_RD, sent.counts_E), sent)
+        sent = self.dispatcher.dispatch(x_ND, indices_NK, weights_NK, counts_E)
+        routed = self.dispatcher.combine(self.experts(sent.rows_RD, sent.counts_E), sent)
         if self.config.n_shared_experts:
             routed = routed + self.shared_experts(x_BTD).flatten(0, 1)
         return routed.view_as(x_BTD)

@@ -135,7 +135,10 @@ def rotate(x_BTHR: Tensor, rotation: Rotation, interleave: bool = True) -> Tenso
     """Turn the last axis of [B, T, H, R] by each position's angles, in float32 (eqs 3, 8)."""
     x = x_BTHR.float()
     cos, sin = rotation.cos, rotation.sin
-    if interleave and not torch.is_grad_enabled() and x.is_contiguous():
+    plain = (
+        torch.is_grad_enabled() or torch.compiler.is_compiling()
+    )  # complex numbers do not compile
+    if interleave and not plain and x.is_contiguous():
         pairs = torch.view_as_complex(x.unflatten(-1, (-1, 2)))
         return torch.view_as_real(pairs * torch.complex(cos, sin)).flatten(-2).to(x_BTHR.dtype)
     if interleave:

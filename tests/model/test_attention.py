@@ -9,7 +9,6 @@ import pytest
 import torch
 
 import fathom
-from fathom.inference import lay_out_for_decoding
 from fathom.kernels.recompute import Remade
 from tests.model.tiny import YARN, random_fields, tiny_config, tiny_model
 
@@ -248,15 +247,3 @@ def test_float64_attends_like_float32() -> None:
     double = model.double()(tokens, mtp=False).logits
     double.sum().backward()
     assert double.dtype == torch.float64 and (double - single).abs().max() <= 1e-5
-
-
-def test_weights_laid_out_for_decoding_give_the_same() -> None:
-    model = tiny_model(num_nextn_predict_layers=0, n_shared_experts=2).eval()
-    tokens = random_tokens(1, 20)
-    with torch.inference_mode():
-        expected = model(tokens).logits
-        assert lay_out_for_decoding(model) is model
-        cache = fathom.LatentCache(model.config, 1, 20)
-        parts = [model(tokens[:, i : i + 1], cache=cache).logits for i in range(20)]
-        assert (torch.cat(parts, dim=1) - expected).abs().max() <= 1e-5
-        assert (model(tokens).logits - expected).abs().max() <= 1e-5
