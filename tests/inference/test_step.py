@@ -11,6 +11,7 @@ from torch import Tensor
 
 import fathom
 from fathom.inference import Sampling, Session, Step, generate
+from fathom.inference.step import LONG, attend
 from tests.model.tiny import random_fields, tiny_model
 
 LENGTH = 20
@@ -74,6 +75,13 @@ def test_without_a_compiler_the_plain_form_is_used(monkeypatch: pytest.MonkeyPat
 
 def _fail(*_: Any) -> Any:
     raise RuntimeError("no g++ here")
+
+
+@pytest.mark.parametrize("length", [7, LONG + 3])
+def test_attention_over_the_cache(length: int) -> None:
+    query, cache = torch.randn(3, 12), torch.randn(length, 12)
+    expected = torch.einsum("hs,sx->hx", torch.einsum("hx,sx->hs", query, cache).softmax(-1), cache)
+    torch.testing.assert_close(attend(query, cache), expected, atol=1e-5, rtol=1e-5)
 
 
 def test_the_model_itself_still_says_the_same() -> None:
