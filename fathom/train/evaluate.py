@@ -11,6 +11,9 @@ from fathom.data.loader import held_out_batches
 from fathom.data.prepare import TokenData
 from fathom.model import Transformer, losses
 
+TOKENS_AT_A_TIME = 4096
+"""At least so many, since small products are slow."""
+
 
 @dataclass(frozen=True)
 class HeldOut:
@@ -36,7 +39,11 @@ def evaluate(
     limit_tokens: int | None = None,
     mtp: bool = True,
 ) -> HeldOut:
-    """Held-out loss over windows of `seq_len`, of the first `limit_tokens` tokens or of all."""
+    """Held-out loss over windows of `seq_len`, of the first `limit_tokens` tokens or of all.
+
+    `batch` windows at a time, more of them where they are short.
+    """
+    batch = max(batch, TOKENS_AT_A_TIME // seq_len)
     was_training = model.training
     model.eval()
     device = model.lm_head.weight.device

@@ -63,7 +63,11 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
 
 def clip(model: nn.Module, largest: float) -> Tensor:
     """Scale the gradient down to norm `largest` if it is longer; its norm before that."""
-    return nn.utils.clip_grad_norm_(model.parameters(), largest)
+    parameters = [p for p in model.parameters() if p.grad is not None]
+    norm = nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+    if norm > largest:  # multiplying all of it by one takes as long as the optimiser's step
+        nn.utils.clip_grads_with_norm_(parameters, largest, norm)
+    return norm
 
 
 def optimizer_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
