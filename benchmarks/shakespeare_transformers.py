@@ -18,7 +18,7 @@ from torch import Tensor
 
 from fathom.data import Loader, TokenData, held_out_batches
 
-BATCH, SEQ_LEN, LEARNING_RATE = 12, 64, 1e-3
+BATCH, SEQ_LEN, LEARNING_RATE, BETAS = 12, 64, 1e-3, (0.9, 0.99)
 WATCHED = 100
 """Last steps over which expert load is averaged."""
 
@@ -73,7 +73,7 @@ class Plain:
         self.model = DeepseekV3ForCausalLM(transformers_config(self.fields))
         self.model.set_experts_implementation(self.experts)
         self.optimizer = torch.optim.AdamW(
-            self.model.parameters(), betas=(0.9, 0.95), weight_decay=0.1, fused=True
+            self.model.parameters(), betas=BETAS, weight_decay=0.1, fused=True
         )
         self._watch(False)
         dense = self.fields["first_k_dense_replace"]

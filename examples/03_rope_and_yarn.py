@@ -11,13 +11,8 @@ import math
 import torch
 
 import fathom
-from fathom.model.rope import (
-    RotaryTable,
-    correction_range,
-    inverse_frequencies,
-    rotate,
-    softmax_scale,
-)
+from fathom.kernels import rotate
+from fathom.model.rope import RotaryTable, correction_range, inverse_frequencies, softmax_scale
 
 yarn = {"type": "yarn", "factor": 40, "original_max_position_embeddings": 4096,
         "beta_fast": 32, "beta_slow": 1, "mscale": 1.0, "mscale_all_dim": 1.0}  # fmt: skip

@@ -5,6 +5,7 @@ from __future__ import annotations
 import secrets
 import sys
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -16,6 +17,7 @@ from fathom.inference import Sampling, Session, Step
 from fathom.model import Transformer
 from fathom.runs.folder import RunFolder
 from fathom.runs.saving import newest_model
+from fathom.train.checkpoint import checkpoints, step_of
 
 COMPILE_HELP = (
     "Compile the step that reads a token: faster on a CPU, after ten seconds at the start."
@@ -62,15 +64,23 @@ def open_model(
 ) -> tuple[Transformer, Tokenizer | None, Path]:
     """Model, tokenizer if there is one, and where they came from.
 
-    A run that has not come to its end has no export yet; then its newest checkpoint is taken.
+    Of a run that has not come to its end that is its newest checkpoint, as long as there is one.
     """
     run = RunFolder(run_or_dir)
-    if run.recipe_file.is_file() and not run.model.is_dir():
-        model, origin = newest_model(run, print)
+    if run.recipe_file.is_file() and not _is_finished(run):
+        model, origin = newest_model(run, partial(print, file=sys.stderr))
         return model, Tokenizer.load(run.data), origin
     source = exported_directory(run_or_dir)
     tokenizer = Tokenizer.load(source) if (source / "tokenizer.json").exists() else None
     return fathom.load(source, dtype, mtp=mtp), tokenizer, source
+
+
+def _is_finished(run: RunFolder) -> bool:
+    """Whether `model/` is the run's last word: earlier stages leave an export there too."""
+    if not run.model.is_dir():
+        return False
+    saved = checkpoints(run.checkpoints)
+    return not saved or step_of(saved[-1]) >= run.read_recipe().steps
 
 
 def exported_directory(run_or_dir: str | Path) -> Path:

@@ -75,6 +75,7 @@ def _describe(recipe: Recipe, device: str) -> None:
             mtp=stage.mtp_weight > 0,
             recompute=recipe.precision.recompute,
             compute_bytes=2 if dtype == torch.bfloat16 else 4,
+            on_cpu=place.type == "cpu",
             flops_per_second=ASSUMED_EFFICIENCY * rate,
         )
         for what, how_much in rows:

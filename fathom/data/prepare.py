@@ -31,7 +31,7 @@ from fathom.errors import DataError
 
 MANIFEST = "manifest.json"
 FORMAT = 1
-Progress = Callable[[str], None]
+Say = Callable[[str], None]
 
 
 @dataclass(frozen=True)
@@ -43,10 +43,9 @@ class TokenData:
     tokenizer: Tokenizer
     manifest: dict[str, Any]
 
-    @property
-    def held_out_bytes_per_token(self) -> float:
-        """Bytes of held-out text per held-out token: loss / ln 2 / this = bits per byte."""
-        return self.manifest["bytes"]["held_out"] / self.manifest["tokens"]["held_out"]
+    def bytes_per_token(self, side: str) -> float:
+        """Bytes of text per token of "train" or "held_out": loss / ln 2 / this = bits per byte."""
+        return self.manifest["bytes"][side] / self.manifest["tokens"][side]
 
     @classmethod
     def open(cls, folder: str | Path) -> TokenData:
@@ -65,13 +64,13 @@ def prepare(
     held_out: float = 0.05,
     held_out_kind: str = DOCUMENTS,
     seed: int = 0,
-    progress: Progress | None = None,
+    say: Say | None = None,
 ) -> TokenData:
     """Tokens of `sources` (see `read_documents`) in `out_dir`, made now or found there from before.
 
     tokenizer: "bpe" or "char" trains one on the training text, anything else is the path of one; `vocab_size` is what
     a trained one has and a loaded one may not exceed. held_out: share of the text never trained on; held_out_kind
-    "documents" or "tail" (see `Split`). progress: called with a line of text at each step.
+    "documents" or "tail" (see `Split`). say: called with a line of text at each step.
     The folder appears whole or not at all, and one made with other settings is refused with the difference.
     Raises `DataError`, also for sources without any usable text.
     """
@@ -88,9 +87,8 @@ def prepare(
     if (place / MANIFEST).exists():
         _check_same(place, settings)
     else:
-        _make(
-            place, settings, Split(held_out_kind, held_out, seed), progress or (lambda line: None)
-        )
+        split = Split(held_out_kind, held_out, seed)
+        _make(place, settings, split, say or (lambda line: None))
     return TokenData.open(place)
 
 
@@ -108,7 +106,7 @@ def _check_same(place: Path, settings: dict[str, Any]) -> None:
         )
 
 
-def _make(place: Path, settings: dict[str, Any], split: Split, progress: Progress) -> None:
+def _make(place: Path, settings: dict[str, Any], split: Split, say: Say) -> None:
     """Build everything beside `place` and rename it there."""
     if place.exists() and (not place.is_dir() or any(place.iterdir())):
         raise DataError(
@@ -118,7 +116,7 @@ def _make(place: Path, settings: dict[str, Any], split: Split, progress: Progres
     try:
         shutil.rmtree(building, ignore_errors=True)  # left by a run that was killed
         building.mkdir(parents=True)
-        _build(building, settings, split, progress)
+        _build(building, settings, split, say)
         if place.exists():
             place.rmdir()
         building.rename(place)
@@ -130,9 +128,9 @@ def _make(place: Path, settings: dict[str, Any], split: Split, progress: Progres
         shutil.rmtree(building, ignore_errors=True)
 
 
-def _build(folder: Path, settings: dict[str, Any], split: Split, progress: Progress) -> None:
+def _build(folder: Path, settings: dict[str, Any], split: Split, say: Say) -> None:
     sources, rejects = settings["sources"], Rejects()
-    progress(f"reading {', '.join(sources)}")
+    say(f"reading {', '.join(sources)}")
     found = survey(_read(sources, rejects), split)
     if not found.documents:
         reason = rejects.summary() if rejects.total else "there is no text in it"
@@ -141,12 +139,10 @@ def _build(folder: Path, settings: dict[str, Any], split: Split, progress: Progr
         )
     if split.kind == DOCUMENTS and lopsided(found, split):
         split = replace(split, kind=TAIL)
-        progress(
-            "too few documents to hold some out; the tail of each document is held out instead"
-        )
-    progress(f"{found.documents:,} documents, {found.bytes / 1e6:.1f} MB; {rejects.summary()}")
-    tokenizer = _tokenizer(settings, split, progress)
-    progress(f"encoding with {tokenizer.vocab_size:,} tokens")
+        say("too few documents to hold some out; the tail of each document is held out instead")
+    say(f"{found.documents:,} documents, {found.bytes / 1e6:.1f} MB; {rejects.summary()}")
+    tokenizer = _tokenizer(settings, split, say)
+    say(f"encoding with {tokenizer.vocab_size:,} tokens")
     texts = (piece for document in _read(sources, Rejects()) for piece in split.pieces(document))
     packed = pack(folder, texts, tokenizer, end_last=split.kind == DOCUMENTS)
     tokenizer.save(folder)
@@ -157,17 +153,17 @@ def _read(sources: Sequence[str], rejects: Rejects) -> Iterator[Document]:
     return chain.from_iterable(read_documents(source, rejects) for source in sources)
 
 
-def _tokenizer(settings: dict[str, Any], split: Split, progress: Progress) -> Tokenizer:
+def _tokenizer(settings: dict[str, Any], split: Split, say: Say) -> Tokenizer:
     """Train on the training side only, but for characters: an alphabet is not learned, and it must be complete."""
     kind, size, sources = settings["tokenizer"], settings["vocab_size"], settings["sources"]
     if kind not in ("bpe", "char"):
         return _loaded(kind, size)
-    progress(f"training a {kind} tokenizer")
+    say(f"training a {kind} tokenizer")
     pieces = (p for document in _read(sources, Rejects()) for p in split.pieces(document))
     texts = (p.text for p in pieces if kind == "char" or not p.held_out)
     tokenizer = Tokenizer.train(texts, size, kind)
     if tokenizer.placeholders:
-        progress(
+        say(
             f"the corpus gives {tokenizer.vocab_size - tokenizer.placeholders:,} of the {size:,} tokens asked for; "
             f"the rest stays unused (more text or a smaller vocab_size avoids that)"
         )
@@ -194,8 +190,6 @@ def _manifest(
 ) -> dict[str, Any]:
     return {
         "settings": settings,
-        "sources": settings["sources"],
-        "seed": split.seed,
         "held_out_kind": split.kind,
         "python": platform.python_version(),
         "content_sha256": found.sha256,

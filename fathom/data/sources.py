@@ -195,7 +195,9 @@ def _read_jsonl(path: Path, name: str, rejects: Rejects) -> Iterator[Document]:
 
 def _record(text: object, place: str, rejects: Rejects, quote: bytes = b"") -> Iterator[Document]:
     """The document of one record, if its text is text."""
-    if not isinstance(text, str):
+    if isinstance(text, bytes):
+        rejects.add("not UTF-8 text", place, text.decode("utf-8", "replace"))
+    elif not isinstance(text, str):
         rejects.add('no text in field "text"', place, quote.decode("utf-8", "replace").strip())
     elif not _encodable(text):
         rejects.add("half a surrogate pair", place, quote.decode("utf-8", "replace").strip())
@@ -232,6 +234,14 @@ def _read_parquet(path: Path, name: str, rejects: Rejects) -> Iterator[Document]
 def _rows(file: Any, name: str, rejects: Rejects) -> Iterator[Document]:
     number = 0
     for batch in file.iter_batches(batch_size=1024, columns=["text"]):
-        for text in batch.column(0).to_pylist():
+        for text in _texts(batch.column(0)):
             number += 1
             yield from _record(text, f"{name}:{number}", rejects)
+
+
+def _texts(column: Any) -> list[object]:
+    """The column's values; text that is not UTF-8 as bytes."""
+    try:
+        return column.to_pylist()
+    except UnicodeDecodeError:
+        return [value and (_decode(value) or value) for value in column.cast("binary").to_pylist()]

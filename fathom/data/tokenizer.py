@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from functools import cached_property
 from hashlib import sha256
 from pathlib import Path
@@ -34,9 +35,8 @@ class Tokenizer:
         self.settings = dict(settings)
         self._controls = _control_tokens(definition)
         self._backend = _backend(definition, self._controls)
-        self._backend.encode_special_tokens = (
-            True  # which means: as the characters they are spelled with
-        )
+        # Which means: as the characters they are spelled with.
+        self._backend.encode_special_tokens = True
 
     @classmethod
     def train(cls, texts: Iterable[str], vocab_size: int | None, kind: str = "bpe") -> Tokenizer:
@@ -89,9 +89,8 @@ class Tokenizer:
 
         Raises `DataError` for half a surrogate pair and, by a character tokenizer, for a character it does not know.
         """
-        return self._encode_all([text], self._reading_controls if allow_special else self._backend)[
-            0
-        ]
+        backend = self._reading_controls if allow_special else self._backend
+        return self._encode_all([text], backend)[0]
 
     @cached_property
     def _reading_controls(self) -> Backend:
@@ -163,6 +162,14 @@ class Tokenizer:
         """Token that ends a document; `DataError` when the settings name none."""
         return self._named("eos_token", EOS)
 
+    def sentence_ids(self) -> dict[str, int]:
+        """Those of the two that there are, under their names in `config.json`."""
+        ids = {}
+        for role, usual in (("bos_token", BOS), ("eos_token", EOS)):
+            with suppress(DataError):
+                ids[f"{role}_id"] = self._named(role, usual)
+        return ids
+
     def _named(self, role: str, usual: str) -> int:
         value = self.settings.get(role) or usual
         spelling = value["content"] if isinstance(value, dict) else value
@@ -198,9 +205,8 @@ class TextStream:
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         self._tokenizer = tokenizer
-        self._shown: list[
-            int
-        ] = []  # the last ids shown: some decoders treat a text's beginning differently
+        # The last ids shown, and decoded again before the next: some decoders treat a text's beginning differently.
+        self._shown: list[int] = []
         self._waiting: list[int] = []
 
     def push(self, token: int) -> str:

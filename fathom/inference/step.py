@@ -35,20 +35,21 @@ from fathom.kernels.decoding import (
     row_product,
     summed_expert_products,
 )
-from fathom.kernels.linear import grouped_linear, linear
+from fathom.kernels.grouped import grouped_linear
+from fathom.kernels.linear import linear
+from fathom.kernels.rotary import Rotation, rotate
 from fathom.model import LatentCache, Transformer
 from fathom.model.attention import Attention
 from fathom.model.block import Block
 from fathom.model.layers import MLP, Linear
 from fathom.model.moe import Experts, MoE
-from fathom.model.rope import Rotation, rotate
 from fathom.model.router import affinities, choose
 
 LONG = 1024
 """Cached tokens from which the product with the cache on the left is the faster one (1.4 times)."""
 
 
-def project(block: Block, h_1D: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
+def project(block: Block, h_1D: Tensor, rotation: Rotation) -> tuple[Tensor, Tensor]:
     """Scaled absorbed query [H, X] and cache entry [1, X] of one token (eqs 1, 3, 6-9)."""
     layer = block.self_attn
     shape, rank = layer.shape, layer.config.kv_lora_rank
@@ -58,7 +59,7 @@ def project(block: Block, h_1D: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tenso
         (rank, shape.rope), -1
     )
     turning = torch.cat((q_HQ[:, shape.nope :], k_rope))[None, None]
-    turned = rotate(turning, Rotation(cos, sin), layer.config.rope_interleave)[0, 0]
+    turned = rotate(turning, rotation)[0, 0]
     absorbed = absorb_query(q_HQ[:, : shape.nope], _up(layer))
     query = torch.cat((absorbed, turned[: shape.heads]), -1) * layer.scale
     return query, torch.cat((layer.kv_a_layernorm(latent), turned[shape.heads :]), -1)
@@ -152,20 +153,23 @@ class Step:
         """Append the token to the cache of one text; logits [1, V]."""
         project, finish, head = self.parts
         decoder = self.model.model
-        cos, sin = self._angles(cache.length)
+        rotation = self._rotation(cache.length)
         h_1D = decoder.embed_tokens(torch.tensor([token]))
         for number, block in enumerate(decoder.layers):
-            query, entry = project(block, h_1D, cos, sin)
+            query, entry = project(block, h_1D, rotation)
             held = cache.append(number, entry[None])[0]
             h_1D = finish(block, h_1D, attend(query, held))
         cache.advance(1)
         return head(self.model, h_1D)
 
-    def _angles(self, position: int) -> tuple[Tensor, Tensor]:
-        """cos and sin as tensors of their own: views would be compiled for each table they are of."""
-        rotation = self.model.rotary.first(1, torch.device("cpu"), position)
-        whole = torch.contiguous_format
-        return rotation.cos.clone(memory_format=whole), rotation.sin.clone(memory_format=whole)
+    def _rotation(self, position: int) -> Rotation:
+        """In tensors of its own: views would be compiled anew for each table they are of."""
+        found, whole = (
+            self.model.rotary.first(1, torch.device("cpu"), position),
+            torch.contiguous_format,
+        )
+        cos, sin = (t.clone(memory_format=whole) for t in (found.cos, found.sin))
+        return Rotation(cos, sin, found.interleave)
 
 
 PARTS: tuple[Callable[..., Any], ...] = (project, finish, head)

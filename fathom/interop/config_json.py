@@ -48,6 +48,14 @@ ALIASES = {
     "num_experts": "n_routed_experts",
     "num_mtp_layers": "num_nextn_predict_layers",
 }
+# Null has a meaning of its own for these: queries without a latent, no groups, none of a kind.
+NULLS: dict[str, int | None] = {
+    "q_lora_rank": None,
+    "n_group": 1,
+    "topk_group": 1,
+    "n_shared_experts": 0,
+    "num_nextn_predict_layers": 0,
+}
 ROPE_KEYS = (*YARN_NUMBERS, "truncate")
 # Written only when they differ: the released file does not know them, and means these values.
 OURS = {"rope_interleave": True, "mtp_concat_order": "embedding_first", "mtp_hidden": "post_norm"}
@@ -76,7 +84,7 @@ def read_config(directory: str | Path) -> ModelConfig:
 def from_json(content: dict[str, Any]) -> ModelConfig:
     """A `ModelConfig` from the content of a `config.json`, either style. Raises `ConfigError`."""
     family = content.get("model_type")
-    if family not in ARCHITECTURES:
+    if not isinstance(family, str) or family not in ARCHITECTURES:
         raise ConfigError(
             f"model_type {family!r} is not supported; use one of {', '.join(ARCHITECTURES)}"
         )
@@ -86,11 +94,7 @@ def from_json(content: dict[str, Any]) -> ModelConfig:
     values |= {
         field.name: known[field.name] for field in fields(ModelConfig) if field.name in known
     }
-    # Null has a meaning of its own for these: queries without a latent, no groups.
-    values |= {"q_lora_rank": None} if content.get("q_lora_rank", 0) is None else {}
-    values |= {key: 1 for key in ("n_group", "topk_group") if content.get(key, 0) is None}
-    none = ("n_shared_experts", "num_nextn_predict_layers")
-    values |= {key: 0 for key in none if content.get(key, 0) is None}
+    values |= {key: value for key, value in NULLS.items() if content.get(key, 0) is None}
     values["eos_token_id"] = _first(values.get("eos_token_id", ModelConfig.eos_token_id))
     if values.get("topk_method") == "gready":  # as early V2 files spell it
         values["topk_method"] = "greedy"
@@ -120,6 +124,8 @@ def _refuse_other_architectures(content: dict[str, Any]) -> None:
 def _read_rope(content: dict[str, Any]) -> dict[str, Any]:
     """`rope_theta` and `rope_scaling` from either style, YaRN's keys alone and under their released names."""
     rope = content.get("rope_scaling") or content.get("rope_parameters") or {}
+    if not isinstance(rope, dict):
+        raise ConfigError(f"rope_scaling is {rope!r}; it must be a table with 'type' and 'factor'")
     theta = rope.get("rope_theta", content.get("rope_theta"))
     kind = rope.get("rope_type", rope.get("type", "default"))
     if kind not in ("default", "yarn"):
@@ -167,10 +173,15 @@ def _write_rope(rope: dict[str, Any] | None) -> dict[str, Any] | None:
 def fp8_block(content: dict[str, Any]) -> tuple[int, int]:
     """Rows and columns per scale of an FP8 directory, 128 x 128 unless it says otherwise. Raises `ConfigError`."""
     quantization = content.get("quantization_config") or {}
+    if not isinstance(quantization, dict):
+        raise ConfigError(f"quantization_config is {quantization!r}; it must be a table")
     method = quantization.get("quant_method", "fp8")
     if method != "fp8":
         raise ConfigError(
             f"quant_method {method!r} cannot be read; use a BF16, FP16, FP32 or block-FP8 copy"
         )
-    rows, columns = quantization.get("weight_block_size") or (128, 128)
-    return int(rows), int(columns)
+    block = quantization.get("weight_block_size") or (128, 128)
+    sizes = list(block) if isinstance(block, list | tuple) else []
+    if len(sizes) != 2 or not all(isinstance(size, int) and size > 0 for size in sizes):
+        raise ConfigError(f"weight_block_size is {block!r}; it must be two positive numbers")
+    return sizes[0], sizes[1]

@@ -60,9 +60,8 @@ def find_directory(source: str | Path) -> Path:
         ) from None
     try:
         return Path(snapshot_download(str(source), allow_patterns=["*.json", "*.safetensors"]))
-    except (
-        Exception
-    ) as error:  # the Hub's client raises many kinds, and its own are no common class
+    # The Hub's client raises many kinds, and its own are no common class.
+    except Exception as error:
         raise CheckpointError(
             f"there is no directory {source}, and the Hugging Face Hub does not give it "
             f"({type(error).__name__}: {error}); check the name and the connection"

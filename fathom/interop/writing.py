@@ -46,8 +46,8 @@ _EXPORT_FILES = (
 class SavesItself(Protocol):
     """A tokenizer, as far as an export needs it."""
 
-    def save(self, directory: Path) -> None:
-        """Write tokenizer.json and what belongs to it."""
+    def save(self, directory: Path, model_max_length: int) -> None:
+        """Write tokenizer.json and what belongs to it, with the length that other programs cut texts to."""
 
 
 def save(
@@ -86,9 +86,9 @@ def _write(
     dtype: torch.dtype | None,
     limit: int,
 ) -> None:
-    if tokenizer is not None:
-        tokenizer.save(place)
     config = model.config
+    if tokenizer is not None:
+        tokenizer.save(place, config.max_position_embeddings)
     _write_json(place / "config.json", to_json(config, dtype or model.lm_head.weight.dtype))
     ids = {"bos_token_id": config.bos_token_id, "eos_token_id": config.eos_token_id}
     _write_json(place / "generation_config.json", ids)

@@ -8,10 +8,12 @@ from fathom.kernels.attention import absorbed_attention, expanded_attention
 from fathom.kernels.cross_entropy import IGNORE, linear_cross_entropy
 from fathom.kernels.expansion import Expansion, HeadShape
 from fathom.kernels.fuse import compile_elementwise
-from fathom.kernels.linear import grouped_linear, linear
+from fathom.kernels.grouped import grouped_linear
+from fathom.kernels.linear import linear
 from fathom.kernels.norm import rms_norm
 from fathom.kernels.permute import gather_rows, scatter_rows
 from fathom.kernels.recompute import remember
+from fathom.kernels.rotary import Rotation, rotate
 from fathom.kernels.swiglu import swiglu, swiglu_pair
 from fathom.kernels.visible import ALL, Visible
 
@@ -20,6 +22,7 @@ __all__ = [
     "IGNORE",
     "Expansion",
     "HeadShape",
+    "Rotation",
     "Visible",
     "absorbed_attention",
     "compile_elementwise",
@@ -30,6 +33,7 @@ __all__ = [
     "linear_cross_entropy",
     "remember",
     "rms_norm",
+    "rotate",
     "scatter_rows",
     "swiglu",
     "swiglu_pair",

@@ -48,11 +48,7 @@ class _Again(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any,
-        q_raw: Tensor,
-        kv_raw: Tensor,
-        k_rope: Tensor,
-        layout: Expansion,
+        ctx: Any, q_raw: Tensor, kv_raw: Tensor, k_rope: Tensor, layout: Expansion
     ) -> Tensor:
         keep(ctx, q_raw, kv_raw, k_rope)
         ctx.layout = layout
@@ -67,15 +63,9 @@ class _Again(torch.autograd.Function):
         return (*torch.autograd.grad(out, (q_raw, kv_raw, k_rope), grad_out), None)
 
 
-def _torch_attention(
-    q_raw: Tensor,
-    kv_raw: Tensor,
-    k_rope: Tensor,
-    layout: Expansion,
-) -> Tensor:
+def _torch_attention(q_raw: Tensor, kv_raw: Tensor, k_rope: Tensor, layout: Expansion) -> Tensor:
     """Expanded attention by torch's scaled_dot_product_attention, whatever back end it picks."""
-    q, (k, v) = layout.queries(q_raw), layout.keys_values(kv_raw, k_rope)
-    width = layout.shape.value
+    q, k, v = layout.operands(q_raw, kv_raw, k_rope)
     parts = []
     for rows, span in spans(q.shape[0], layout.visible):
         q_piece, k_piece, v_piece = (t[rows, span].transpose(1, 2) for t in (q, k, v))
@@ -87,7 +77,7 @@ def _torch_attention(
             is_causal=layout.visible.mask is None,
             scale=layout.scale,
         )
-        parts.append(part.transpose(1, 2)[..., v.shape[-1] - width :])
+        parts.append(layout.values(part.transpose(1, 2)))
     if layout.visible.segments is None:
         return parts[0].flatten(2)
     pieces = iter(parts)

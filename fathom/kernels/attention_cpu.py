@@ -48,13 +48,9 @@ class _Flash(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any,
-        q_raw: Tensor,
-        kv_raw: Tensor,
-        k_rope: Tensor,
-        layout: Expansion,
+        ctx: Any, q_raw: Tensor, kv_raw: Tensor, k_rope: Tensor, layout: Expansion
     ) -> Tensor:
-        q, (k, v) = layout.queries(q_raw), layout.keys_values(kv_raw, k_rope)
+        q, k, v = layout.operands(q_raw, kv_raw, k_rope)
         out = q.new_empty(*q.shape[:3], v.shape[-1])
         lse = q.new_empty(*q.shape[:3], dtype=torch.promote_types(q.dtype, torch.float32))
         mask = _additive(layout.visible, q)
@@ -68,17 +64,17 @@ class _Flash(torch.autograd.Function):
             lse[rows, span] = part_lse.transpose(1, 2)
         keep(ctx, q_raw, kv_raw, k_rope, out, lse)
         ctx.layout = layout
-        return out[..., v.shape[-1] - layout.shape.value :].flatten(2)
+        return layout.values(out).flatten(2)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_out: Tensor) -> tuple[Tensor | None, ...]:
         q_raw, kv_raw, k_rope, out, lse = kept(ctx)
         layout = ctx.layout
-        q, (k, v) = layout.queries(q_raw), layout.keys_values(kv_raw, k_rope)
+        q, k, v = layout.operands(q_raw, kv_raw, k_rope)
         width = layout.shape.value
         grad = pad(grad_out.view(*q.shape[:3], width), (v.shape[-1] - width, 0))
-        grads = tuple(torch.empty_like(q) for _ in range(3))
+        grads = torch.empty_like(q), torch.empty_like(q), torch.empty_like(q)
         mask = _additive(layout.visible, q)
         for rows, span in spans(q.shape[0], layout.visible):
             pieces = [t[rows, span].transpose(1, 2) for t in (grad, q, k, v, out, lse)]
@@ -88,8 +84,7 @@ class _Flash(torch.autograd.Function):
                 )
             for total, part in zip(grads, parts, strict=True):
                 total[rows, span] = part.transpose(1, 2)
-        grad_kv, grad_rope = layout.keys_values_grad(grads[1], grads[2])
-        return layout.queries_grad(grads[0]), grad_kv, grad_rope, None
+        return *layout.operands_grad(*grads), None
 
 
 @cache
@@ -170,14 +165,10 @@ class _Blocks(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any,
-        q_raw: Tensor,
-        kv_raw: Tensor,
-        k_rope: Tensor,
-        layout: Expansion,
+        ctx: Any, q_raw: Tensor, kv_raw: Tensor, k_rope: Tensor, layout: Expansion
     ) -> Tensor:
-        q, (k, v) = layout.queries(q_raw), layout.keys_values(kv_raw, k_rope)
-        v = v[..., v.shape[-1] - layout.shape.value :]
+        q, k, v = layout.operands(q_raw, kv_raw, k_rope)
+        v = layout.values(v)
         out = q.new_empty(*q.shape[:3], layout.shape.value)
         with fast_products(q.shape[1], q.device):
             for rows, span in _groups(q, layout.visible):
@@ -194,8 +185,8 @@ class _Blocks(torch.autograd.Function):
     def backward(ctx: Any, grad_out: Tensor) -> tuple[Tensor | None, ...]:
         q_raw, kv_raw, k_rope = kept(ctx)
         layout = ctx.layout
-        q, (k, v) = layout.queries(q_raw), layout.keys_values(kv_raw, k_rope)
-        v = v[..., v.shape[-1] - layout.shape.value :]
+        q, k, v = layout.operands(q_raw, kv_raw, k_rope)
+        v = layout.values(v)
         grad = grad_out.view(*q.shape[:3], layout.shape.value)
         grads = (torch.empty_like(q), torch.empty_like(k), q.new_empty(v.shape))
         with fast_products(q.shape[1], q.device):
@@ -205,16 +196,10 @@ class _Blocks(torch.autograd.Function):
                 for total, part in zip(grads, parts, strict=True):
                     piece = total[rows, span].transpose(1, 2)
                     piece.copy_(part.view(piece.shape))
-        grad_kv, grad_rope = layout.keys_values_grad(grads[1], grads[2])
-        return layout.queries_grad(grads[0]), grad_kv, grad_rope, None
+        return *layout.operands_grad(*grads), None
 
 
-def attend_on_cpu(
-    q_raw: Tensor,
-    kv_raw: Tensor,
-    k_rope_BTR: Tensor,
-    layout: Expansion,
-) -> Tensor:
+def attend_on_cpu(q_raw: Tensor, kv_raw: Tensor, k_rope_BTR: Tensor, layout: Expansion) -> Tensor:
     """`expanded_attention` on a CPU: in blocks or through flash, by length."""
     T = q_raw.shape[1]
     visible = layout.visible

@@ -71,10 +71,10 @@ def _one_chunk(
     return loss
 
 
-def _chunk_rows(weight_VD: Tensor) -> int:
+def chunk_rows(vocab: int, on_cpu: bool) -> int:
     """Positions at a time: what a CPU's cache holds, or a GiB of logits elsewhere."""
-    numbers = _CHUNK_NUMBERS if weight_VD.device.type == "cpu" else _CHUNK_NUMBERS_ON_A_GPU
-    return max(_CHUNK_ROWS, numbers // weight_VD.shape[0])
+    numbers = _CHUNK_NUMBERS if on_cpu else _CHUNK_NUMBERS_ON_A_GPU
+    return max(_CHUNK_ROWS, numbers // vocab)
 
 
 class _LinearCrossEntropy(torch.autograd.Function):
@@ -92,7 +92,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         grad_hidden = torch.empty_like(hidden_ND) if wants_hidden else None
         grad_weight = torch.zeros_like(weight_VD, dtype=torch.float32) if wants_weight else None
         total = torch.zeros((), dtype=torch.float32, device=hidden_ND.device)
-        chunk = _chunk_rows(weight)
+        chunk = chunk_rows(weight.shape[0], weight.device.type == "cpu")
         for start in range(0, hidden_ND.shape[0], chunk):
             rows = slice(start, start + chunk)
             with fast_products(chunk, hidden_ND.device):

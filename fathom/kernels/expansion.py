@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
+from fathom.kernels.rotary import Rotation, rotate_
 from fathom.kernels.visible import ALL, Visible
 
 
@@ -34,19 +35,6 @@ class HeadShape:
         return self.nope + self.rope
 
 
-def turn_pairs(x: Tensor, cos: Tensor, sin: Tensor, interleave: bool) -> Tensor:
-    """Rotate the last axis in place by (cos, sin); with the sine negated it undoes itself."""
-    paired = x.storage_offset() % 2 == 0 and all(stride % 2 == 0 for stride in x.stride()[:-1])
-    if interleave and paired and x.dtype == torch.float32 and not torch.is_grad_enabled():
-        torch.view_as_complex(x.unflatten(-1, (-1, 2))).mul_(torch.complex(cos, sin))
-        return x
-    a, b = (x[..., 0::2], x[..., 1::2]) if interleave else x.chunk(2, dim=-1)
-    turned_a, turned_b = a * cos - b * sin, b * cos + a * sin
-    a.copy_(turned_a)
-    b.copy_(turned_b)
-    return x
-
-
 def _by_heads(x_BTHd: Tensor) -> Tensor:
     """A copy that stands in memory head after head, as products per head want it; same shape."""
     return x_BTHd.transpose(1, 2).clone(memory_format=torch.contiguous_format).transpose(1, 2)
@@ -61,27 +49,40 @@ class Expansion:
     def __init__(
         self,
         shape: HeadShape,
-        cos: Tensor,
-        sin: Tensor,
-        interleave: bool,
+        rotation: Rotation,
         scale: float,
         visible: Visible = ALL,
     ) -> None:
-        self.shape, self.cos, self.sin, self.interleave = shape, cos, sin, interleave
-        self.scale, self.visible = scale, visible
+        self.shape, self.rotation, self.scale, self.visible = shape, rotation, scale, visible
         self.wide_values = shape.value <= shape.qk and shape.qk - shape.value <= shape.nope
+
+    def operands(
+        self, q_raw: Tensor, kv_raw: Tensor, k_rope_BTR: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries, keys and values [B, T, H, .], all equally wide; values are the last of theirs."""
+        return self.queries(q_raw), *self.keys_values(kv_raw, k_rope_BTR)
+
+    def operands_grad(
+        self, grad_q: Tensor, grad_k: Tensor, grad_v: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """The transpose of `operands`."""
+        return self.queries_grad(grad_q), *self.keys_values_grad(grad_k, grad_v)
+
+    def values(self, wide: Tensor) -> Tensor:
+        """The V numbers in which widened values, or what attention made of them, end."""
+        return wide[..., wide.shape[-1] - self.shape.value :]
 
     def queries(self, q_raw: Tensor) -> Tensor:
         """[B, T, H*(P+R)] -> [B, T, H, P+R], the last R dimensions rotated (eqs 7-9)."""
         s = self.shape
         q = _by_heads(q_raw.view(*q_raw.shape[:2], s.heads, s.qk))
-        turn_pairs(q[..., s.nope :], self.cos, self.sin, self.interleave)
+        rotate_(q[..., s.nope :], self.rotation)
         return pad(q, (0, s.value - s.qk)) if s.value > s.qk else q
 
     def queries_grad(self, grad_q: Tensor) -> Tensor:
         """The transpose of `queries`: turned back, heads flattened."""
         grad = grad_q[..., : self.shape.qk].clone(memory_format=torch.contiguous_format)
-        turn_pairs(grad[..., self.shape.nope :], self.cos, -self.sin, self.interleave)
+        rotate_(grad[..., self.shape.nope :], self.rotation.back())
         return grad.flatten(2)
 
     def keys_values(self, kv_raw: Tensor, k_rope_BTR: Tensor) -> tuple[Tensor, Tensor]:
@@ -106,5 +107,5 @@ class Expansion:
         s = self.shape
         grad_kv = grad_k.new_empty(*grad_k.shape[:3], s.nope + s.value)
         grad_kv[..., : s.nope] = grad_k[..., : s.nope]
-        grad_kv[..., s.nope :] = grad_v[..., grad_v.shape[-1] - s.value :]
+        grad_kv[..., s.nope :] = self.values(grad_v)
         return grad_kv.flatten(2), grad_k[..., s.nope : s.qk].sum(2)

@@ -19,7 +19,7 @@ from fathom import kernels
 from fathom.model.config import ModelConfig
 from fathom.model.context import Context
 from fathom.model.layers import LATENT_EPS, Linear, RMSNorm
-from fathom.model.rope import rotate, softmax_scale
+from fathom.model.rope import softmax_scale
 
 
 class Attention(nn.Module):
@@ -69,9 +69,7 @@ class Attention(nn.Module):
         """Normed latent [B, T, C] (eq 1) and the shared rotated key [B, T, R] (eq 3)."""
         C, R = self.config.kv_lora_rank, self.config.qk_rope_head_dim
         latent, k_rope = self.kv_a_proj_with_mqa(x_BTD).split((C, R), dim=-1)
-        k_rope = rotate(
-            k_rope[:, :, None].contiguous(), context.rotation, self.config.rope_interleave
-        )
+        k_rope = kernels.rotate(k_rope[:, :, None], context.rotation)
         return self.kv_a_layernorm(latent), k_rope[:, :, 0]
 
     def _queries(self, x_BTD: Tensor) -> Tensor:
@@ -89,15 +87,7 @@ class Attention(nn.Module):
         return up
 
     def _expanded(self, q_raw: Tensor, latent: Tensor, k_rope: Tensor, context: Context) -> Tensor:
-        rotation = context.rotation
-        layout = kernels.Expansion(
-            self.shape,
-            rotation.cos,
-            rotation.sin,
-            self.config.rope_interleave,
-            self.scale,
-            context.visible,
-        )
+        layout = kernels.Expansion(self.shape, context.rotation, self.scale, context.visible)
         kv_raw = self._up(self.kv_b_proj, latent)
         return kernels.expanded_attention(q_raw, kv_raw, k_rope, layout, self.recompute)
 
@@ -105,9 +95,7 @@ class Attention(nn.Module):
         s = self.shape
         B, T, S = *q_raw.shape[:2], entries_BSX.shape[1]
         q = q_raw.view(B, T, s.heads, s.qk)
-        q_rope = rotate(
-            q[..., s.nope :].contiguous(), context.rotation, self.config.rope_interleave
-        )
+        q_rope = kernels.rotate(q[..., s.nope :], context.rotation)
         weight = self.kv_b_proj.weight.to(q.dtype).view(s.heads, s.nope + s.value, -1)
         mask = None if context.visible.mask is None else context.visible.mask[:, 0]
         if mask is None and T > 1:

@@ -11,7 +11,7 @@ from fathom import kernels
 from fathom.errors import GenerationError
 from fathom.model.cache import LatentCache
 from fathom.model.config import ModelConfig
-from fathom.model.rope import RotaryTable, Rotation
+from fathom.model.rope import RotaryTable
 
 
 @dataclass
@@ -26,7 +26,7 @@ class RouterRecord:
 class Context:
     """Positions, visibility and cache of one pass; routers write what they did into `routers`."""
 
-    rotation: Rotation
+    rotation: kernels.Rotation
     visible: kernels.Visible = kernels.ALL
     cache: LatentCache | None = None
     token_mask: Tensor | None = None
@@ -35,10 +35,9 @@ class Context:
 
     def shortened(self, length: int) -> Context:
         """The first `length` positions of the same pass, for an MTP module; `routers` is shared."""
-        cos, sin = self.rotation.cos[:, :length], self.rotation.sin[:, :length]
         mask = None if self.token_mask is None else self.token_mask[:, :length]
         return Context(
-            Rotation(cos, sin),
+            self.rotation.first(length),
             _shorten(self.visible, length),
             None,
             mask,

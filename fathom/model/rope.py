@@ -6,21 +6,20 @@ keeps the fast pairs (more than `beta_fast` turns over the original context), di
 softmax: the released model multiplies the scale 1/sqrt(d_h + d_h^R) by mscale^2, where
 mscale = 0.1 * mscale_all_dim * ln s + 1.
 
-The released weights rotate adjacent pairs (2j, 2j+1); `rope_interleave=False` rotates (j, j + R/2).
 Report §4.3 says that YaRN is applied to the shared key only; query and key must turn alike for
 their product to depend on the distance alone, and the released code turns both.
 
-Shapes: B batch, T positions, H heads, R rotary dimensions.
+Here are the angles; `fathom.kernels.rotary` turns. Shapes: B batch, T positions, R rotary dimensions.
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from fathom.kernels import Rotation
 from fathom.model.config import ModelConfig
 
 
@@ -96,27 +95,20 @@ def softmax_scale(config: ModelConfig) -> float:
     return scale
 
 
-@dataclass(frozen=True)
-class Rotation:
-    """cos and sin of each position's angles, [B or 1, T, 1, R/2], for tensors [B, T, H, R]."""
-
-    cos: Tensor
-    sin: Tensor
-
-
 class RotaryTable:
     """Angles for the positions asked, with consecutive positions from 0 kept for the next call."""
 
     def __init__(self, config: ModelConfig) -> None:
         self.theta = inverse_frequencies(config)
         self.magnitude = magnitude(config)
+        self.interleave = config.rope_interleave
         self._kept: Rotation | None = None
 
     def at(self, positions: Tensor) -> Rotation:
         """Rotation at int64 `positions` [B or 1, T]."""
         angles = positions[..., None].to(torch.float32) * self.theta.to(positions.device)
         cos, sin = angles.cos() * self.magnitude, angles.sin() * self.magnitude
-        return Rotation(cos[:, :, None], sin[:, :, None])
+        return Rotation(cos[:, :, None], sin[:, :, None], self.interleave)
 
     def first(self, length: int, device: torch.device, start: int = 0) -> Rotation:
         """Rotation at positions start ... start + length - 1: [1, length, 1, R/2]."""
@@ -128,23 +120,4 @@ class RotaryTable:
             with torch.inference_mode(False), torch.no_grad():
                 kept = self.at(torch.arange(grown, device=device)[None])
             self._kept = kept
-        return Rotation(kept.cos[:, start:end], kept.sin[:, start:end])
-
-
-def rotate(x_BTHR: Tensor, rotation: Rotation, interleave: bool = True) -> Tensor:
-    """Turn the last axis of [B, T, H, R] by each position's angles, in float32 (eqs 3, 8)."""
-    x = x_BTHR.float()
-    cos, sin = rotation.cos, rotation.sin
-    plain = (
-        torch.is_grad_enabled() or torch.compiler.is_compiling()
-    )  # complex numbers do not compile
-    if interleave and not plain and x.is_contiguous():
-        pairs = torch.view_as_complex(x.unflatten(-1, (-1, 2)))
-        return torch.view_as_real(pairs * torch.complex(cos, sin)).flatten(-2).to(x_BTHR.dtype)
-    if interleave:
-        a, b = x[..., 0::2], x[..., 1::2]
-        turned = torch.stack((a * cos - b * sin, b * cos + a * sin), dim=-1).flatten(-2)
-    else:
-        a, b = x.chunk(2, dim=-1)
-        turned = torch.cat((a * cos - b * sin, b * cos + a * sin), dim=-1)
-    return turned.to(x_BTHR.dtype)
+        return Rotation(kept.cos[:, start:end], kept.sin[:, start:end], self.interleave)

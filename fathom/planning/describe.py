@@ -17,6 +17,7 @@ def describe(
     mtp: bool = True,
     recompute: bool = False,
     compute_bytes: int = 4,
+    on_cpu: bool = True,
     flops_per_second: float | None = None,
 ) -> list[tuple[str, str]]:
     """Rows (what, how much) for one training stage of `tokens` tokens.
@@ -27,7 +28,13 @@ def describe(
     p = count_parameters(config)
     per_token = flops_per_token(config, seq_len, mtp)
     memory = training_memory(
-        config, seq_len, micro_batch, compute_bytes=compute_bytes, recompute=recompute, mtp=mtp
+        config,
+        seq_len,
+        micro_batch,
+        compute_bytes=compute_bytes,
+        recompute=recompute,
+        mtp=mtp,
+        on_cpu=on_cpu,
     )
     rows = [
         ("parameters", f"{human(p.main)} ({p.main:,}) and {human(p.mtp)} in MTP modules"),
@@ -54,11 +61,8 @@ def human(number: float) -> str:
     """A number with three digits and K, M, B or T."""
     for unit, size in (("T", 1e12), ("B", 1e9), ("M", 1e6), ("K", 1e3)):
         if number >= 0.9995 * size:
-            return (
-                f"{number / size:.3g}{unit}"
-                if number < 999.5 * size
-                else f"{number / size:.0f}{unit}"
-            )
+            figure = number / size
+            return f"{figure:.3g}{unit}" if figure < 999.5 else f"{figure:.0f}{unit}"
     return f"{number:.3g}"
 
 
@@ -72,5 +76,5 @@ def duration(seconds: float) -> str:
     if seconds < 120:
         return f"{seconds:.0f} s"
     if seconds < 2 * 3600:
-        return f"{seconds / 60:.0f} min"
+        return f"{seconds / 60:.1f} min"
     return f"{seconds / 3600:.1f} h" if seconds < 2 * 86400 else f"{seconds / 86400:,.0f} days"

@@ -10,7 +10,7 @@ memory, as usual for model FLOPs utilisation (MFU).
 from __future__ import annotations
 
 from fathom.model import ModelConfig
-from fathom.planning.parameters import attention_matrices, expert
+from fathom.planning.parameters import attention_matrices, feed_forward, inactive_experts
 
 
 def flops_per_token(config: ModelConfig, seq_len: int, mtp: bool = True) -> float:
@@ -34,13 +34,6 @@ def forward_flops_per_token(config: ModelConfig, seq_len: int, mtp: bool = True)
 def _block(config: ModelConfig, layer: int, seq_len: int) -> float:
     """One block: matrices, then attention over the (seq_len + 1) / 2 keys that a query sees on average."""
     per_key = config.num_attention_heads * (config.qk_head_dim + config.v_head_dim)
-    matrices = attention_matrices(config) + _active_feed_forward(config, layer)
+    active = feed_forward(config, layer) - inactive_experts(config, layer)
+    matrices = attention_matrices(config) + active
     return 2 * matrices + 2 * per_key * (seq_len + 1) / 2
-
-
-def _active_feed_forward(config: ModelConfig, layer: int) -> int:
-    """Parameters of a feed-forward block that one token multiplies with; the router scores all its experts."""
-    if not config.is_moe_layer(layer):
-        return 3 * config.hidden_size * config.intermediate_size
-    used = config.num_experts_per_tok + config.n_shared_experts
-    return used * expert(config) + config.n_routed_experts * config.hidden_size

@@ -9,11 +9,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass, fields
 
+from fathom.kernels.cross_entropy import chunk_rows
 from fathom.model import ModelConfig
 from fathom.planning.parameters import count_parameters
-
-LOGITS_CHUNK = 1 << 22
-"""Logits that exist at a time (`fathom.kernels.cross_entropy`)."""
 
 
 @dataclass(frozen=True)
@@ -46,8 +44,12 @@ def training_memory(
     compute_bytes: int = 4,
     recompute: bool = False,
     mtp: bool = True,
+    on_cpu: bool = True,
 ) -> TrainingMemory:
-    """Bytes for training with micro-batches of `micro_batch` sequences; `compute_bytes` is 2 for BF16 products."""
+    """Bytes for training with micro-batches of `micro_batch` sequences; `compute_bytes` is 2 for BF16 products.
+
+    `on_cpu`: whether it is trained on a CPU, where fewer logits exist at a time than on a GPU.
+    """
     parameters = count_parameters(config)
     weights = parameters.trained * master_bytes
     depth = config.num_nextn_predict_layers if mtp else 0
@@ -55,10 +57,9 @@ def training_memory(
     blocks = range(config.num_hidden_layers + depth)
     numbers = sum(_block(config, i, recompute) for i in blocks)
     numbers += 2 * config.hidden_size  # final norm and what the head reads
-    numbers += (
-        depth * (6 if recompute else 8) * config.hidden_size
-    )  # the same, enorm, hnorm, eh_proj
-    chunk = min(LOGITS_CHUNK, tokens * config.vocab_size)
+    # A depth has the same two, and enorm, hnorm and eh_proj.
+    numbers += depth * (6 if recompute else 8) * config.hidden_size
+    chunk = min(tokens, chunk_rows(config.vocab_size, on_cpu)) * config.vocab_size
     return TrainingMemory(
         weights=weights,
         gradients=weights,
@@ -86,10 +87,8 @@ def _attention(config: ModelConfig, recompute: bool) -> int:
     raw = H * (config.qk_head_dim + config.qk_nope_head_dim + value)
     if recompute:
         raw = 0 if rank else H * config.qk_head_dim
-    heads = H * (
-        config.qk_head_dim + value
-    )  # the kernel's output, and the output projection's input
-    return latents + raw + R + heads
+    # Of the heads: the kernel's output, and the output projection's input.
+    return latents + raw + R + H * (config.qk_head_dim + value)
 
 
 def _feed_forward(config: ModelConfig, layer: int, recompute: bool) -> int:

@@ -80,7 +80,6 @@ def count_parameters(config: ModelConfig) -> Parameters:
     layers, depth = config.num_hidden_layers, config.num_nextn_predict_layers
     matrix = config.vocab_size * config.hidden_size
     moe_layers = sum(config.is_moe_layer(i) for i in range(layers))
-    moe_depths = sum(config.is_moe_layer(layers + k) for k in range(depth))
     return Parameters(
         embedding=matrix,
         head=0 if config.tie_word_embeddings else matrix,
@@ -88,8 +87,8 @@ def count_parameters(config: ModelConfig) -> Parameters:
         feed_forward=sum(feed_forward(config, i) for i in range(layers)),
         norms=(2 * layers + 1) * config.hidden_size,
         mtp=sum(mtp_module(config, k) for k in range(depth)),
-        inactive=moe_layers * inactive_experts(config),
-        mtp_inactive=moe_depths * inactive_experts(config),
+        inactive=sum(inactive_experts(config, i) for i in range(layers)),
+        mtp_inactive=sum(inactive_experts(config, layers + k) for k in range(depth)),
         mtp_depth=depth,
         router_biases=moe_layers * config.n_routed_experts if config.has_router_bias else 0,
         vocabulary=matrix,
@@ -124,8 +123,10 @@ def feed_forward(config: ModelConfig, layer: int) -> int:
     return experts * expert(config) + config.n_routed_experts * config.hidden_size
 
 
-def inactive_experts(config: ModelConfig) -> int:
-    """Parameters of the routed experts that a token does not use in one MoE block."""
+def inactive_experts(config: ModelConfig, layer: int) -> int:
+    """Parameters of the routed experts that a token does not use in this layer, none in a dense one."""
+    if not config.is_moe_layer(layer):
+        return 0
     return (config.n_routed_experts - config.num_experts_per_tok) * expert(config)
 
 

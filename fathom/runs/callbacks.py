@@ -10,9 +10,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
-import torch
-
-from fathom.data.prepare import TokenData
+from fathom.data.prepare import Say, TokenData
 from fathom.inference import Sampling, generate
 from fathom.planning import flops_per_token
 from fathom.runs.folder import RunFolder
@@ -32,7 +30,6 @@ class Progress:
 
 
 Show = Callable[[Progress], None]
-Say = Callable[[str], None]
 
 
 @dataclass
@@ -102,7 +99,7 @@ class Metrics:
             "loss": record.loss,
             "mtp_loss": record.mtp_loss,
             "balance_loss": record.balance_loss,
-            "bits_per_byte": bits_per_byte(record.loss, train_bytes_per_token(self.s.data)),
+            "bits_per_byte": bits_per_byte(record.loss, self.s.data.bytes_per_token("train")),
             "grad_norm": record.grad_norm,
             "lr": m.lr,
             "gamma": m.gamma,
@@ -113,11 +110,6 @@ class Metrics:
             "mfu": rate * self.flops / self.s.peak_flops,
             "seconds": record.seconds,
         }
-
-
-def train_bytes_per_token(data: TokenData) -> float:
-    """Bytes of training text per training token."""
-    return data.manifest["bytes"]["train"] / data.manifest["tokens"]["train"]
 
 
 def _bias_range(trainer: Trainer) -> list[list[float]]:
@@ -177,14 +169,12 @@ class Samples:
         self.s.say(f"step {trainer.step} writes:\n{monitor.sample_prompt}{text}\n")
 
     def _write(self, trainer: Trainer, tokens: int) -> str:
-        tokenizer, model = self.s.data.tokenizer, trainer.model
+        tokenizer = self.s.data.tokenizer
         count = max(min(tokens, self.s.stage.seq_len - len(self.prompt)), 1)
         sampling = Sampling(temperature=0.7, top_p=0.95, seed=self.s.recipe.seed)
-        model.eval()
-        with torch.inference_mode():
-            written = generate(model, self.prompt, count, sampling, {tokenizer.eos_id})
-        model.train()
-        return tokenizer.decode(written)
+        return tokenizer.decode(
+            generate(trainer.model, self.prompt, count, sampling, {tokenizer.eos_id})
+        )
 
 
 class Checkpoints:

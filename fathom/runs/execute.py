@@ -17,16 +17,16 @@ import torch
 
 from fathom import interop
 from fathom.data.loader import Loader
-from fathom.data.prepare import TokenData, prepare
+from fathom.data.prepare import Say, TokenData, prepare
 from fathom.errors import FathomError
 from fathom.kernels import compile_elementwise
 from fathom.model import Transformer
-from fathom.runs.callbacks import Say, Setting, Show, stage_callbacks
+from fathom.runs.callbacks import Setting, Show, stage_callbacks
 from fathom.runs.environment import DECISIVE, environment
 from fathom.runs.folder import RunFolder
 from fathom.runs.recipe import Recipe, Stage
 from fathom.runs.saving import resume_run, save_run
-from fathom.train.checkpoint import checkpoints, remove_unfinished, step_of
+from fathom.train.checkpoint import checkpoints, remove_unfinished
 from fathom.train.loop import StagePlan, Trainer, train_stage
 from fathom.train.memory import keep_freed_memory
 from fathom.train.rate import matmul_rate
@@ -44,7 +44,7 @@ class Run:
         self.data: TokenData
         self.trainer: Trainer
         self.peak_flops = 1.0
-        self.saved_step = 0
+        self.saved_step: int | None = None
 
     def set_up(self) -> None:
         """Folder, data, model and optimiser, put back to where the run was."""
@@ -86,14 +86,15 @@ class Run:
     def _build_model(self, dtype: torch.dtype | None) -> Transformer:
         """The model as the seed makes it, on the device; the same on every device."""
         torch.manual_seed(self.recipe.seed)
-        model = Transformer(self.recipe.model).to(self.device)
+        ids = self.data.tokenizer.sentence_ids()  # a loaded tokenizer brings its own
+        model = Transformer(self.recipe.model.replace(**ids)).to(self.device)
         model.set_compute_dtype(dtype)
         model.set_recompute(self.recipe.precision.recompute)
         return model
 
     def _resume(self) -> None:
         remove_unfinished(self.folder.checkpoints)
-        if resume_run(self.trainer, self.folder.checkpoints, self.say):
+        if resume_run(self.trainer, self.folder.checkpoints, self._data_marks(), self.say):
             done = self.trainer.step == self.recipe.steps
             ending = "all steps are done" if done else "going on from there"
             self.say(f"checkpoint of step {self.trainer.step} found: {ending}")
@@ -109,13 +110,20 @@ class Run:
         if trainer.step == self.saved_step:
             return
         self.folder.sync()
-        save_run(trainer, self.folder.checkpoints, self.recipe.checkpoint.keep)
+        keep = self.recipe.checkpoint.keep
+        save_run(trainer, self.folder.checkpoints, keep, self._data_marks())
         self.saved_step = trainer.step
+
+    def _data_marks(self) -> dict[str, Any]:
+        """What tells this run's data from any other."""
+        manifest = self.data.manifest
+        return {"tokenizer": manifest["tokenizer_fingerprint"], "text": manifest["sha256"]["train"]}
 
     def reached(self) -> str:
         """Where a run that is called again will go on."""
-        saved = checkpoints(self.folder.checkpoints)
-        return f"step {step_of(saved[-1])}" if saved else "the start"
+        if self.saved_step is None:  # stopped before a checkpoint was looked for
+            return "where it was"
+        return f"step {self.saved_step}" if self.saved_step else "the start"
 
     def train(self) -> None:
         """All stages that are not done yet."""

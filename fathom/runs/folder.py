@@ -9,6 +9,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import shutil
 import tomllib
 from contextlib import suppress
 from pathlib import Path
@@ -48,6 +49,7 @@ class RunFolder:
         except OSError as error:
             raise self._failed(self.path, error) from error
         if not begun:
+            self._forget_other_data(recipe)
             self.write("recipe.toml", recipe.to_toml())
 
     def _has_begun(self) -> bool:
@@ -56,7 +58,19 @@ class RunFolder:
         A recipe.toml without our lock file beside it is the user's own.
         """
         ours = (self.path / LOCK).exists()
-        return not ours or any((self.path / n).exists() for n in ("data", "checkpoints", *LOGS))
+        return not ours or any((self.path / n).exists() for n in ("checkpoints", *LOGS))
+
+    def _forget_other_data(self, recipe: Recipe) -> None:
+        """Clear what was prepared for a recipe that could not begin with it."""
+        if not (self.recipe_file.exists() and self.data.exists()):
+            return
+        old = self.read_recipe()
+        if (old.data, old.seed, old.model.vocab_size) != (
+            recipe.data,
+            recipe.seed,
+            recipe.model.vocab_size,
+        ):
+            shutil.rmtree(self.data)
 
     def _is_other_work(self) -> bool:
         if not self.path.exists():
@@ -100,7 +114,10 @@ class RunFolder:
         """Write a small file whole or not at all."""
         unfinished = self.path / f".{name}{UNFINISHED}"
         try:
-            unfinished.write_text(text, encoding="utf-8")
+            with unfinished.open("w", encoding="utf-8") as file:
+                file.write(text)
+                file.flush()
+                os.fsync(file.fileno())
             os.replace(unfinished, self.path / name)
         except OSError as error:
             raise self._failed(self.path / name, error) from error

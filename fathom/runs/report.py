@@ -5,9 +5,9 @@ It can be made at any time, while the run goes on too, and again afterwards; not
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
+from fathom.runs.folder import RunFolder
 from fathom.runs.report_data import RunData
 from fathom.runs.report_page import page
 
@@ -17,11 +17,9 @@ REPORT = "report.html"
 def write_report(run_dir: str | Path) -> Path:
     """Write the report of a run folder and return its path.
 
-    Raises `FathomError` when the folder is no run's or matplotlib is missing; the run itself is never touched.
+    Raises `FathomError` when the folder is no run's, matplotlib is missing or the disk is full; the run itself is never
+    touched.
     """
-    folder = Path(run_dir)
-    text = page(RunData.read(folder))
-    unfinished = folder / f".{REPORT}.tmp"
-    unfinished.write_text(text, encoding="utf-8")
-    os.replace(unfinished, folder / REPORT)
-    return folder / REPORT
+    folder = RunFolder(run_dir)
+    folder.write(REPORT, page(RunData.read(folder.path)))
+    return folder.path / REPORT

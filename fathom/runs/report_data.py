@@ -57,15 +57,14 @@ class RunData:
         return series(self.metrics, key)
 
     def evals_by_coverage(self) -> tuple[list[Line], list[Line]]:
-        """Evaluations on the first part of the held-out text, and on more of it (the last of a stage takes all).
+        """Evaluations on the first part of the held-out text, and on all of it (as the last of a stage).
 
         They are different texts, so their losses do not make one curve.
         """
-        if len(self.evals) < 2:
-            return [], self.evals
-        least = min(line.get("held_out_tokens", 0) for line in self.evals)
-        part = [line for line in self.evals if line.get("held_out_tokens", 0) == least]
-        return part, [line for line in self.evals if line.get("held_out_tokens", 0) != least]
+        # The text's first token is no target, so an evaluation of the whole counts one less.
+        whole = self.manifest.get("tokens", {}).get("held_out", 1) - 1
+        part = [line for line in self.evals if line.get("held_out_tokens", whole) < whole]
+        return part, [line for line in self.evals if line not in part]
 
     def bias_range(self) -> tuple[list[int], list[float], list[float]]:
         """(steps, smallest, largest) router bias over all blocks."""
@@ -95,7 +94,7 @@ def _finite(value: Any) -> bool:
 
 def read_lines(path: Path) -> list[Line]:
     """Objects of a .jsonl file; a last line cut short by a crash is left out, a broken one before it is an error."""
-    lines = _text(path).splitlines()
+    lines = _text(path).removesuffix("\n").split("\n")  # splitlines would cut at more than that
     found: list[Line] = []
     for number, line in enumerate(lines, start=1):
         try:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from fathom import __version__
+from fathom.planning.describe import duration, human
 from fathom.runs import report_plots as plots
 from fathom.runs.report_data import Line, RunData, final_mean, series
 
@@ -109,23 +110,9 @@ def _amounts(run: RunData) -> list[Card]:
     amounts = []
     if run.metrics[-1].get("tokens") is not None:
         tokens = run.metrics[-1]["tokens"]
-        amounts.append(("tokens trained on", _short(tokens), f"{tokens:,}"))
+        amounts.append(("tokens trained on", human(tokens), f"{tokens:,}"))
     seconds = sum(run.series("seconds")[1])
-    return [*amounts, ("time in steps", _duration(seconds), f"{len(run.metrics):,} steps")]
-
-
-def _short(number: float) -> str:
-    for unit, size in (("B", 1e9), ("M", 1e6), ("K", 1e3)):
-        if number >= size:
-            return f"{number / size:.3g}{unit}"
-    return f"{number:g}"
-
-
-def _duration(seconds: float) -> str:
-    minutes = seconds / 60
-    if minutes < 2:
-        return f"{seconds:.0f} s"
-    return f"{minutes:.1f} min" if minutes < 120 else f"{minutes / 60:.1f} h"
+    return [*amounts, ("time in steps", duration(seconds), f"{len(run.metrics):,} steps")]
 
 
 def _figure(svg: str, caption: str, wide: bool = False) -> str:
@@ -151,15 +138,25 @@ def _curves(run: RunData) -> str:
                 "Time of the training steps alone. Dips mean that the machine did other work beside them.",
             )
         )
-    loss = _figure(
-        plots.loss(run),
-        "Pale: every step; strong: mean over the steps around it. Dots: loss on one part of the text that is never "
-        "trained on; when they part upwards from the training curve, the model is memorising. Diamonds: on all of "
-        "that text, so they may lie elsewhere. MTP predicts one token further ahead (report §2.2); once something "
-        "has been learnt that is harder, and its curve lies higher.",
-        wide=True,
-    )
+    loss = _figure(plots.loss(run), _loss_caption(run), wide=True)
     return f'<h2>Learning</h2>{loss}<div class="row thirds">{"".join(figures)}</div>'
+
+
+def _loss_caption(run: RunData) -> str:
+    """Says of each kind of mark what it is, and of those alone that are drawn."""
+    part, whole = run.evals_by_coverage()
+    caption = ["Pale: every step; strong: mean over the steps around it."]
+    if run.evals:
+        text = "one part of the text" if part else "the text"
+        caption.append(
+            f"Dots: loss on {text} that is never trained on; when they part upwards from the training curve, the "
+            f"model is memorising."
+        )
+    if part and whole:
+        caption.append("Diamonds: on all of that text, so they may lie elsewhere.")
+    if run.series("mtp_loss")[0]:
+        caption.append("MTP predicts one token further ahead (report §2.2).")
+    return " ".join(caption)
 
 
 def _load(run: RunData) -> str:
@@ -173,7 +170,7 @@ def _load(run: RunData) -> str:
                 wide=True,
             )
         )
-    if run.loads:
+    if run.loads and run.loads[-1]["load"]:  # a dense model has no such block
         parts.append(_figure(plots.expert_heat_maps(run), _experts_caption(run), wide=True))
     if not parts:
         return ""
@@ -215,12 +212,10 @@ def _texts(run: RunData) -> str:
     if not run.samples:
         return ""
     entries = [
-        f"<details{' open' if newest else ''}><summary>step {line.get('step', 0):,}"
+        f"<details{'' if age else ' open'}><summary>step {line.get('step', 0):,}"
         f"</summary><pre><b>{escape(str(line.get('prompt', '')))}</b>"
         f"{escape(str(line.get('text', '')))}</pre></details>"
-        for newest, line in zip(
-            [True] + [False] * len(run.samples), run.samples[::-1], strict=False
-        )
+        for age, line in enumerate(reversed(run.samples))
     ]
     return (
         "<h2>Samples</h2><p>What the model wrote on its way, the last first. Coloured: the prompt it was given.</p>"

@@ -74,7 +74,7 @@ def _style() -> dict[str, Any]:
 
 
 def _figure(
-    draw: Callable[[Any, Any], None],
+    draw: Callable[[Any], None],
     size: tuple[float, float],
     name: str,
     rows: int = 1,
@@ -84,7 +84,7 @@ def _figure(
     plt = pyplot()
     with plt.rc_context({**_style(), "svg.hashsalt": name}):
         figure, axes = plt.subplots(rows, columns, figsize=size, squeeze=False)
-        draw(figure, axes if rows * columns > 1 else axes[0, 0])
+        draw(axes if rows * columns > 1 else axes[0, 0])
         out = io.StringIO()
         figure.savefig(out, format="svg", transparent=True, metadata={"Date": None})
         plt.close(figure)
@@ -141,12 +141,12 @@ def _finish(axes: Any, run: RunData, label: str, legend: str | None = "upper rig
 def loss(run: RunData) -> str:
     """Training loss, held-out loss and MTP loss over steps."""
 
-    def draw(figure: Any, axes: Any) -> None:
-        del figure
+    def draw(axes: Any) -> None:
         _two_lines(axes, run, "mtp_loss", THREE, "MTP")
         _two_lines(axes, run, "loss", ONE, "training")
-        some, whole = run.evals_by_coverage()
-        for lines, form, label in ((some, "o-", "held out, a part"), (whole, "D", "held out, all")):
+        part, whole = run.evals_by_coverage()
+        kinds = [(part, "o-", "held out, a part"), (whole, "D", "held out, all")]
+        for lines, form, label in kinds if part else [(whole, "o-", "held out")]:
             if lines:
                 points = series(lines, "loss")
                 axes.plot(*points, form, color=TWO, linewidth=1.6, markersize=5, label=label)
@@ -160,8 +160,7 @@ def loss(run: RunData) -> str:
 def learning_rate(run: RunData) -> str:
     """The schedule as it was run."""
 
-    def draw(figure: Any, axes: Any) -> None:
-        del figure
+    def draw(axes: Any) -> None:
         axes.plot(*run.series("lr"), color=ONE, linewidth=2)
         axes.set_ylim(bottom=0)
         _plain_ticks(axes)
@@ -173,8 +172,7 @@ def learning_rate(run: RunData) -> str:
 def grad_norm(run: RunData) -> str:
     """Gradient norm before clipping, on a logarithmic axis."""
 
-    def draw(figure: Any, axes: Any) -> None:
-        del figure
+    def draw(axes: Any) -> None:
         _two_lines(axes, run, "grad_norm", ONE, "")
         if any(value > 0 for value in run.series("grad_norm")[1]):
             axes.set_yscale("log")
@@ -190,8 +188,8 @@ def _plain_ticks(axes: Any) -> None:
 
     if axes.get_yscale() == "log":
         low, high = axes.get_ylim()
-        even = high < 5 * low
-        axes.yaxis.set_major_locator(MaxNLocator(5) if even else LogLocator(subs=(1, 2, 3, 5)))
+        narrow = high < 5 * low
+        axes.yaxis.set_major_locator(MaxNLocator(5) if narrow else LogLocator(subs=(1, 2, 3, 5)))
         axes.yaxis.set_minor_formatter(NullFormatter())
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,g}"))
 
@@ -199,8 +197,7 @@ def _plain_ticks(axes: Any) -> None:
 def speed(run: RunData) -> str:
     """Tokens per second."""
 
-    def draw(figure: Any, axes: Any) -> None:
-        del figure
+    def draw(axes: Any) -> None:
         _two_lines(axes, run, "tokens_per_second", ONE, "")
         axes.set_ylim(bottom=0)
         _plain_ticks(axes)
@@ -212,8 +209,7 @@ def speed(run: RunData) -> str:
 def balance(run: RunData, wide: bool) -> str:
     """Load of the busiest expert over the mean load: the worst block at each step, and the ideal."""
 
-    def draw(figure: Any, axes: Any) -> None:
-        del figure
+    def draw(axes: Any) -> None:
         _two_lines(axes, run, "max_load", ONE, "worst block")
         axes.axhline(1.0, color=TWO, linewidth=1.6, linestyle=(0, (4, 3)), label="ideal")
         axes.set_ylim(bottom=0.9)
@@ -225,8 +221,7 @@ def balance(run: RunData, wide: bool) -> str:
 def bias_range(run: RunData) -> str:
     """Smallest and largest router bias."""
 
-    def draw(figure: Any, axes: Any) -> None:
-        del figure
+    def draw(axes: Any) -> None:
         steps, low, high = run.bias_range()
         axes.fill_between(steps, low, high, color=ONE, alpha=0.25, linewidth=0)
         for edge in (low, high):
@@ -244,13 +239,11 @@ def _colours() -> Any:
     return LinearSegmentedColormap.from_list("load", stops)
 
 
-def _bar(
-    figure: Any, image: Any, axes: Any, label: str, ticks: list[float], texts: list[str]
-) -> None:
-    bar = figure.colorbar(image, ax=axes, pad=0.015, fraction=0.045, aspect=28, ticks=ticks)
-    bar.set_ticklabels(texts)
+def _bar(image: Any, axes: Any) -> Any:
+    """The scale of colours beside an image, or beside all the panels that share it."""
+    bar = image.figure.colorbar(image, ax=axes, pad=0.015, fraction=0.045, aspect=28)
     bar.outline.set_visible(False)
-    bar.set_label(label)
+    return bar
 
 
 def block_heat_map(run: RunData) -> str:
@@ -261,7 +254,7 @@ def block_heat_map(run: RunData) -> str:
     image_MS = np.stack([group.mean(0) for group in groups], axis=1)
     blocks = image_MS.shape[0]
 
-    def draw(figure: Any, axes: Any) -> None:
+    def draw(axes: Any) -> None:
         from matplotlib.colors import LinearSegmentedColormap
 
         colours = LinearSegmentedColormap.from_list(
@@ -275,9 +268,7 @@ def block_heat_map(run: RunData) -> str:
         axes.grid(False)
         axes.set_yticks(range(1, blocks + 1, max(1, math.ceil(blocks / 16))))
         axes.set_ylabel("MoE block")
-        figure.colorbar(shown, ax=axes, pad=0.015, fraction=0.045, aspect=28).outline.set_visible(
-            False
-        )
+        _bar(shown, axes)
         _finish(axes, run, "busiest expert / mean load", legend=None)
 
     return _figure(draw, (10.4, 1.6 + 0.24 * min(blocks, 16)), "blocks")
@@ -299,7 +290,7 @@ def expert_heat_maps(run: RunData) -> str:
     columns = min(3, len(blocks))
     rows = math.ceil(len(blocks) / columns)
 
-    def draw(figure: Any, axes: Any) -> None:
+    def draw(axes: Any) -> None:
         panels = list(np.atleast_1d(axes).flat)
         for panel in panels[len(blocks) :]:
             panel.set_axis_off()
@@ -315,6 +306,8 @@ def expert_heat_maps(run: RunData) -> str:
             panel.set_ylabel("expert")
         for panel in panels[max(0, len(blocks) - columns) : len(blocks)]:
             panel.set_xlabel("step")
-        _bar(figure, image, panels, "load / mean", [-2, -1, 0, 1, 2], ["¼", "½", "1", "2", "4"])
+        bar = _bar(image, panels)
+        bar.set_ticks([-2, -1, 0, 1, 2], labels=["¼", "½", "1", "2", "4"])
+        bar.set_label("load / mean")
 
     return _figure(draw, (10.4, 0.5 + 2.0 * rows), "experts", rows, columns)

@@ -11,7 +11,7 @@ from torch import Tensor
 from fathom.errors import CheckpointError
 from fathom.model import Transformer
 from fathom.runs.folder import RunFolder
-from fathom.train.checkpoint import Report, newest_good, read_state, read_tensors, save_checkpoint
+from fathom.train.checkpoint import Say, newest_good, read_state, read_tensors, save_checkpoint
 from fathom.train.loop import Trainer
 from fathom.train.optimizer import optimizer_tensors
 
@@ -35,18 +35,27 @@ def _weights(model: Transformer) -> dict[str, Tensor]:
     return state
 
 
-def save_run(trainer: Trainer, directory: Path, keep: int) -> Path:
-    """Write a checkpoint of the whole run at its present step."""
-    state: dict[str, Any] = {"step": trainer.step, "tokens": trainer.tokens}
+def save_run(trainer: Trainer, directory: Path, keep: int, data: dict[str, Any]) -> Path:
+    """Write a checkpoint of the whole run at its present step; `data` says what it is trained on."""
+    state: dict[str, Any] = {"step": trainer.step, "tokens": trainer.tokens, "data": data}
     return save_checkpoint(directory, trainer.step, run_tensors(trainer), state, keep)
 
 
-def resume_run(trainer: Trainer, directory: Path, report: Report) -> bool:
-    """Put the trainer into the state of the newest good checkpoint; False when there is none."""
-    folder = newest_good(directory, report)
+def resume_run(trainer: Trainer, directory: Path, data: dict[str, Any], say: Say) -> bool:
+    """Put the trainer into the state of the newest good checkpoint; False when there is none.
+
+    Raises `CheckpointError` when that was trained on something else than `data`.
+    """
+    folder = newest_good(directory, say)
     if folder is None:
         return False
     state = read_state(folder)
+    other = [key for key, value in data.items() if state["data"].get(key) != value]
+    if other:
+        raise CheckpointError(
+            f"checkpoint {folder} was trained on another {' and '.join(other)} than {directory.parent / 'data'} "
+            f"now holds; put the sources back as they were and remove that folder, or begin anew with --out"
+        )
     tensors = run_tensors(trainer)
     read_tensors(folder, tensors)
     torch.set_rng_state(tensors["random.cpu"])
@@ -54,12 +63,12 @@ def resume_run(trainer: Trainer, directory: Path, report: Report) -> bool:
     return True
 
 
-def newest_model(run: RunFolder, report: Report) -> tuple[Transformer, Path]:
+def newest_model(run: RunFolder, say: Say) -> tuple[Transformer, Path]:
     """The model in a run's newest good checkpoint, for speaking or exporting while the run goes on.
 
     Raises `CheckpointError` when there is no checkpoint that is whole.
     """
-    recipe, folder = run.read_recipe(), newest_good(run.checkpoints, report)
+    recipe, folder = run.read_recipe(), newest_good(run.checkpoints, say)
     if folder is None:
         raise CheckpointError(
             f"{run.checkpoints} holds no whole checkpoint; give the `fathom run` command again"

@@ -28,7 +28,7 @@ from fathom.errors import CheckpointError
 STATE, MANIFEST, UNFINISHED = "state.json", "manifest.json", ".writing-"
 FILE_BYTES = 1 << 30
 """About how much goes into one file of tensors."""
-Report = Callable[[str], None]
+Say = Callable[[str], None]
 
 
 def step_of(folder: Path) -> int:
@@ -136,6 +136,8 @@ def _library_errors() -> Iterator[None]:
             yield
     except CheckpointException as error:
         cause = next(iter(error.failures.values()))[0]
+        if not isinstance(cause, Exception):  # Ctrl-C, which the library wraps like all else
+            raise cause from None
         raise _system_error(cause) or RuntimeError(str(cause)) from error
     finally:
         logger.setLevel(level)
@@ -165,23 +167,26 @@ def problem_with(folder: Path) -> str | None:
     """Why a checkpoint cannot be used, or None when every file is as it was written."""
     try:
         hashes = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+        unlisted = {path.name for path in folder.iterdir()} - {*hashes, MANIFEST}
+        if unlisted:
+            return f"{sorted(unlisted)[0]} does not belong to it"
         for name, expected in hashes.items():
             if not (folder / name).exists():
                 return f"{name} is missing"
             if _sha256(folder / name) != expected:
                 return f"{name} was altered or is torn (its sha256 is not the one written)"
-    except (OSError, ValueError, AttributeError) as error:
+    except (OSError, ValueError, AttributeError, TypeError) as error:
         return f"{MANIFEST} cannot be read ({error})"
     return None if STATE in hashes else f"{MANIFEST} does not list {STATE}"
 
 
-def newest_good(directory: Path, report: Report) -> Path | None:
-    """The newest checkpoint whose hashes all match; each bad one passed over is reported."""
+def newest_good(directory: Path, say: Say) -> Path | None:
+    """The newest checkpoint whose hashes all match; each bad one passed over is said."""
     for folder in reversed(checkpoints(directory)):
         problem = problem_with(folder)
         if problem is None:
             return folder
-        report(f"checkpoint {folder} is damaged: {problem}; trying the one before it")
+        say(f"checkpoint {folder} is damaged: {problem}; trying the one before it")
     return None
 
 

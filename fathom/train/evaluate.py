@@ -57,5 +57,5 @@ def evaluate(
         tokens += count
     model.train(was_training)
     mean = loss / tokens
-    per_byte = bits_per_byte(mean, data.held_out_bytes_per_token)
+    per_byte = bits_per_byte(mean, data.bytes_per_token("held_out"))
     return HeldOut(mean, per_byte, mtp_loss / tokens, tokens)

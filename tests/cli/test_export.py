@@ -114,3 +114,16 @@ def test_a_run_without_an_export_gives_its_newest_checkpoint(
     assert again.config.tie_word_embeddings
     assert all(torch.equal(again.state_dict()[name], t) for name, t in exported.items())
     assert Tokenizer.load("out").vocab_size == 300
+
+
+def test_an_export_of_an_earlier_stage_is_not_taken_for_the_last_word(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("tiny.toml").write_text(RECIPE)
+    Path("text.txt").write_text("\n".join(f"def f{i}(x):\n    return x + {i}" for i in range(200)))
+    folder = run(fathom.load_recipe("tiny.toml"), "run")
+    assert "step-3" not in export(capsys, "run", "out")
+    recipe_file = folder / "recipe.toml"  # as if more steps were to come
+    recipe_file.write_text(recipe_file.read_text().replace("steps = 3", "steps = 9"))
+    assert "step-3" in export(capsys, "run", "further")

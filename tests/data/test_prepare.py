@@ -66,9 +66,8 @@ def test_manifest_counts(corpus: Path, prepared: TokenData) -> None:
     assert manifest["bytes"]["held_out"] == sum(len(t.encode()) for t in held_out)
     assert manifest["tokens"]["train"] == len(prepared.train)
     assert sum(manifest["bytes"].values()) == sum(p.stat().st_size for p in corpus.iterdir())
-    assert prepared.held_out_bytes_per_token == manifest["bytes"]["held_out"] / len(
-        prepared.held_out
-    )
+    for side, tokens in (("train", prepared.train), ("held_out", prepared.held_out)):
+        assert prepared.bytes_per_token(side) == manifest["bytes"][side] / len(tokens)
     assert prepared.train.dtype == np.uint16
 
 
@@ -89,14 +88,14 @@ def test_tail_of_one_text_by_character_is_exact(tmp_path: Path) -> None:
     data = prepare(tmp_path / "out", [str(tmp_path / "a.txt")], "char", None, 0.1, "tail")
     assert data.tokenizer.decode(data.train.tolist()) == text[:900]
     assert data.tokenizer.decode(data.held_out.tolist()) == text[900:]
-    assert data.held_out_bytes_per_token == 1
+    assert data.bytes_per_token("held_out") == 1
 
 
 def test_one_document_falls_back_to_its_tail(tmp_path: Path) -> None:
     (tmp_path / "book.txt").write_text("a long book without an end. " * 400)
     said: list[str] = []
     data = prepare(
-        tmp_path / "out", [str(tmp_path / "book.txt")], "bpe", 300, 0.05, progress=said.append
+        tmp_path / "out", [str(tmp_path / "book.txt")], "bpe", 300, 0.05, say=said.append
     )
     assert (
         data.manifest["held_out_kind"] == "tail"
@@ -116,7 +115,7 @@ def test_again_is_the_same_and_reads_nothing(corpus: Path, tmp_path: Path) -> No
     first = prepare(tmp_path / "data", [str(corpus)], "bpe", 400, seed=3)
     stamp = (tmp_path / "data" / "train.bin").stat().st_mtime_ns
     said: list[str] = []
-    second = prepare(tmp_path / "data", [str(corpus)], "bpe", 400, seed=3, progress=said.append)
+    second = prepare(tmp_path / "data", [str(corpus)], "bpe", 400, seed=3, say=said.append)
     assert said == [] and (tmp_path / "data" / "train.bin").stat().st_mtime_ns == stamp
     assert np.array_equal(first.train, second.train)
     other = prepare(tmp_path / "other", [str(corpus)], "bpe", 400, seed=3)
@@ -157,7 +156,7 @@ def _killed_at(step: int, out: Path, corpus: Path) -> None:
         if said == step:
             os.kill(os.getpid(), signal.SIGKILL)
 
-    prepare(out, [str(corpus)], "bpe", 400, held_out=0.2, progress=kill)
+    prepare(out, [str(corpus)], "bpe", 400, held_out=0.2, say=kill)
 
 
 @pytest.mark.parametrize("step", [2, 4])

@@ -96,6 +96,18 @@ def test_parquet_column_text(tmp_path: Path) -> None:
     }
 
 
+def test_parquet_text_that_is_not_utf8_costs_its_row_alone(tmp_path: Path) -> None:
+    pyarrow = pytest.importorskip("pyarrow")
+    from pyarrow import parquet
+
+    broken = pyarrow.array([b"one", b"\xff\xfe", None, "zwei ½".encode()])
+    column = pyarrow.Array.from_buffers(pyarrow.string(), len(broken), broken.buffers())
+    parquet.write_table(pyarrow.table({"text": column}), tmp_path / "a.parquet")
+    documents, rejects = read(tmp_path)
+    assert [d.text for d in documents] == ["one", "zwei ½"]
+    assert rejects.counts == {"not UTF-8 text": 1, 'no text in field "text"': 1}
+
+
 def test_parquet_without_pyarrow_names_the_extra(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

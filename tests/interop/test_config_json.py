@@ -130,6 +130,8 @@ def test_several_end_tokens() -> None:
         ({"hidden_act": "gelu"}, "hidden_act='gelu'"),
         ({"rope_scaling": {"type": "linear", "factor": 2}}, "'linear'"),
         ({"n_group": 7}, "n_group=7"),
+        ({"model_type": ["deepseek_v3"]}, "model_type"),
+        ({"rope_scaling": "yarn"}, "rope_scaling is 'yarn'"),
     ],
 )
 def test_what_cannot_be_computed_is_refused(change: dict[str, Any], named: str) -> None:
@@ -137,9 +139,19 @@ def test_what_cannot_be_computed_is_refused(change: dict[str, Any], named: str) 
         from_json(RELEASED | change)
 
 
-def test_unknown_quantisation() -> None:
-    with pytest.raises(ConfigError, match="'awq'"):
-        fp8_block({"quantization_config": {"quant_method": "awq"}})
+@pytest.mark.parametrize(
+    ("quantization", "named"),
+    [
+        ({"quant_method": "awq"}, "'awq'"),
+        ("fp8", "quantization_config is 'fp8'"),
+        ({"weight_block_size": [128]}, "weight_block_size"),
+        ({"weight_block_size": [0, 128]}, "weight_block_size"),
+        ({"weight_block_size": 128}, "weight_block_size"),
+    ],
+)
+def test_unknown_quantisation(quantization: Any, named: str) -> None:
+    with pytest.raises(ConfigError, match=named):
+        fp8_block({"quantization_config": quantization})
 
 
 @pytest.mark.parametrize("text", [None, "{", "[]"])

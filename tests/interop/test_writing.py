@@ -22,7 +22,7 @@ ROOT = Path(__file__).parents[2]
 class Words:
     """A tokenizer as far as saving it goes."""
 
-    def save(self, directory: Path) -> None:
+    def save(self, directory: Path, model_max_length: int) -> None:
         (directory / "tokenizer.json").write_text("{}")
 
 

@@ -15,8 +15,9 @@ from fathom import kernels
 from fathom.kernels.attention import expanded_reference
 from fathom.kernels.cpu_gemm import fast_products, onednn_is_better
 from fathom.kernels.cross_entropy import linear_cross_entropy_reference
-from fathom.kernels.linear import grouped_reference
+from fathom.kernels.grouped import grouped_reference
 from fathom.kernels.norm import rms_norm_reference
+from fathom.kernels.rotary import rotate_, rotate_reference
 from fathom.kernels.swiglu import swiglu_reference
 
 
@@ -42,10 +43,13 @@ def test_linear(n: int, inputs: int, outputs: int) -> None:
     assert_same(kernels.linear, lambda x, w: x @ w.T, x, w)
 
 
-@settings(max_examples=10, deadline=None)
-@given(st.lists(st.integers(0, 50), min_size=1, max_size=6), st.integers(1, 20))
+@settings(max_examples=20, deadline=None)
+@given(
+    st.lists(st.integers(0, 50) | st.integers(300, 500), min_size=1, max_size=6),
+    st.integers(1, 5).map(lambda n: 4 * n) | st.integers(1, 20),
+)
 def test_grouped_linear(counts: list[int], width: int) -> None:
-    """Any split of the rows, empty experts and no rows at all included."""
+    """Any split of the rows, empty experts, none at all; in one call and in a loop of them."""
     x, w = torch.randn(sum(counts), 8), torch.randn(len(counts), width, 8)
     tensor = torch.tensor(counts)
     assert_same(
@@ -66,6 +70,25 @@ def test_rms_norm(shape: tuple[int, ...], recompute: bool) -> None:
         x,
         w,
     )
+
+
+@pytest.mark.parametrize("interleave", [True, False])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+def test_rotation_in_place_and_back(interleave: bool, dtype: torch.dtype) -> None:
+    angles = torch.rand(2, 5, 1, 4)
+    rotation = kernels.Rotation(angles.cos(), angles.sin(), interleave)
+    wide = torch.randn(2, 5, 3, 13).to(dtype)
+    for x in (wide[..., :8], wide[..., 5:], wide[:1, :, :, 4:12]):
+        here = kernels.Rotation(angles[: len(x)].cos(), angles[: len(x)].sin(), interleave)
+        expected = rotate_reference(x, here)
+        with torch.no_grad():
+            assert kernels.rotate(x, here).equal(kernels.rotate(x.clone(), here))
+            torch.testing.assert_close(kernels.rotate(x, here), expected)
+            torch.testing.assert_close(rotate_(x.clone(), here), expected)
+    x = torch.randn(2, 5, 3, 8)
+    assert_same(lambda x: kernels.rotate(x, rotation), lambda x: rotate_reference(x, rotation), x)
+    back = rotate_reference(rotate_reference(x, rotation), rotation.back())
+    torch.testing.assert_close(back, x)
 
 
 def test_swiglu_together_and_apart() -> None:
@@ -149,7 +172,8 @@ def reference_from_raw(
         B, T = q_raw.shape[:2]
         q = q_raw.view(B, T, shape.heads, -1)
         pairs = torch.view_as_complex(q[..., shape.nope :].unflatten(-1, (-1, 2)).contiguous())
-        turned = torch.view_as_real(pairs * torch.complex(layout.cos, layout.sin)).flatten(-2)
+        turning = torch.complex(layout.rotation.cos, layout.rotation.sin)
+        turned = torch.view_as_real(pairs * turning).flatten(-2)
         q = torch.cat((q[..., : shape.nope], turned), -1)
         k_nope, v = kv_raw.view(B, T, shape.heads, -1).split((shape.nope, shape.value), -1)
         k = torch.cat((k_nope, k_rope[:, :, None].expand(-1, -1, shape.heads, -1)), -1)
@@ -179,7 +203,7 @@ def test_expanded_attention(shape: kernels.HeadShape, case: str) -> None:
     if case == "mask":
         seen = torch.rand(B, 1, T, T) < 0.5
         visible = kernels.Visible(mask=(seen.tril() | torch.eye(T, dtype=torch.bool)))
-    layout = kernels.Expansion(shape, angles.cos(), angles.sin(), True, 0.3, visible)
+    layout = kernels.Expansion(shape, kernels.Rotation(angles.cos(), angles.sin()), 0.3, visible)
     raw = (
         torch.randn(B, T, shape.heads * shape.qk),
         torch.randn(B, T, shape.heads * (shape.nope + shape.value)),
@@ -200,7 +224,7 @@ def test_attention_of_other_devices_is_equal_too() -> None:
     shape = ATTENTION_SHAPES[0]
     angles = torch.rand(1, 20, 1, 2)
     visible = kernels.Visible(segments=(((0, 20),), ((0, 7), (7, 20))))
-    layout = kernels.Expansion(shape, angles.cos(), angles.sin(), True, 0.3, visible)
+    layout = kernels.Expansion(shape, kernels.Rotation(angles.cos(), angles.sin()), 0.3, visible)
     raw = (torch.randn(2, 20, 36), torch.randn(2, 20, 48), torch.randn(2, 20, 4))
     slow = reference_from_raw(shape, layout)
     for fast in (_torch_attention, _Again.apply):

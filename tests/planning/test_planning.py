@@ -150,6 +150,19 @@ def test_memory_classes() -> None:
     assert training_memory(TINY, 64, 2, compute_bytes=2).activations == memory.activations / 2
 
 
+def test_logits_are_those_of_one_chunk_of_the_kernel() -> None:
+    """At least 256 rows at a time, however large the vocabulary; never more than there are."""
+    large = TINY.replace(vocab_size=129_280, num_nextn_predict_layers=0)
+
+    def rows(seq_len: int, on_cpu: bool) -> float:
+        memory = training_memory(large, seq_len, 1, on_cpu=on_cpu)
+        head = count_parameters(large).vocabulary
+        return (memory.logits / 4 - head) / large.vocab_size
+
+    assert [rows(n, on_cpu=True) for n in (64, 4096)] == [64, 256]
+    assert [rows(n, on_cpu=False) for n in (64, 4096)] == [64, 2**28 // 129_280]
+
+
 def test_describe_says_what_it_costs() -> None:
     rows = dict(describe(TINY, seq_len=64, micro_batch=2, tokens=10**6, flops_per_second=1e9))
     assert f"{count_parameters(TINY).main:,}" in rows["parameters"]
@@ -163,4 +176,4 @@ def test_numbers_read_well() -> None:
         "7", "1K", "1.54K", "1M", "37.6B", "671B", "14.8T",
     ]  # fmt: skip
     assert [gib(n) for n in (3 << 20, 5 << 30)] == ["3 MiB", "5.0 GiB"]
-    assert [duration(s) for s in (5, 600, 9000, 86400 * 3)] == ["5 s", "10 min", "2.5 h", "3 days"]
+    assert [duration(s) for s in (5, 516, 9000, 86400 * 3)] == ["5 s", "8.6 min", "2.5 h", "3 days"]

@@ -15,9 +15,9 @@ import torch
 
 import fathom
 from fathom.cli import main
-from fathom.data import Tokenizer
-from fathom.errors import FathomError
-from fathom.runs import execute
+from fathom.data import TokenData, Tokenizer
+from fathom.errors import CheckpointError, FathomError
+from fathom.runs import execute, saving
 from fathom.runs.recipe import Recipe, load_recipe
 from fathom.runs.tables import to_toml
 from fathom.train import checkpoint, loop
@@ -111,8 +111,11 @@ def test_the_export_is_the_model_at_the_end(finished: Path, recipe: Recipe) -> N
     model = fathom.load(finished / "model")
     assert model.config.rope_scaling is not None and model.config.rope_scaling["factor"] == 2.0
     kept = execute.Run(recipe, finished, torch.device("cpu"), lambda p: None, lambda line: None)
+    kept.data = TokenData.open(finished / "data")
     kept.trainer = loop.Trainer.start(kept._build_model(None), recipe.optim)
-    execute.resume_run(kept.trainer, finished / "checkpoints", lambda line: None)
+    execute.resume_run(
+        kept.trainer, finished / "checkpoints", kept._data_marks(), lambda line: None
+    )
     for name, tensor in kept.trainer.model.state_dict().items():
         assert torch.equal(model.state_dict()[name], tensor), name
     assert Tokenizer.load(finished / "model").vocab_size == recipe.model.vocab_size
@@ -265,6 +268,45 @@ def test_with_every_checkpoint_damaged_it_says_so_and_begins_anew(
     execute.run(recipe, run, say=said.append)
     assert "no checkpoint is whole: beginning anew" in said
     assert_same(run, finished)
+
+
+def test_other_data_under_a_checkpoint_is_refused(
+    finished: Path, recipe: Recipe, tmp_path: Path
+) -> None:
+    run = Path(shutil.copytree(finished, tmp_path / "run"))
+    shutil.rmtree(run / "data")
+    corpus = Path(recipe.data.sources[0])
+    before = corpus.read_text()
+    corpus.write_text(before.replace("return", "yield"))
+    try:
+        with pytest.raises(CheckpointError, match="trained on another tokenizer and text"):
+            execute.run(recipe, run)
+    finally:
+        corpus.write_text(before)
+
+
+def test_ctrl_c_inside_the_checkpoint_library_is_ctrl_c(
+    finished: Path, recipe: Recipe, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from torch.distributed import checkpoint as dcp
+
+    def press(*_: Any, **__: Any) -> Any:
+        raise KeyboardInterrupt
+
+    model = fathom.Transformer(recipe.model)
+    newest = checkpoint.checkpoints(finished / "checkpoints")[-1]
+    monkeypatch.setattr(dcp.HuggingFaceStorageReader, "read_data", press)
+    with pytest.raises(KeyboardInterrupt):
+        checkpoint.read_tensors(newest, saving._weights(model))
+
+
+def test_a_file_that_does_not_belong_to_a_checkpoint_is_found(
+    finished: Path, tmp_path: Path
+) -> None:
+    newest = checkpoint.checkpoints(finished / "checkpoints")[-1]
+    copy = Path(shutil.copytree(newest, tmp_path / newest.name))
+    (copy / "extra.safetensors").write_bytes(b"")
+    assert checkpoint.problem_with(copy) == "extra.safetensors does not belong to it"
 
 
 def test_another_recipe_leaves_the_run_untouched(finished: Path, recipe_file: Path) -> None:

@@ -68,6 +68,16 @@ def test_a_command_that_came_to_nothing_can_be_corrected(folder: RunFolder) -> N
     assert folder.read_recipe().data.sources == ("right.txt",)
 
 
+def test_data_of_a_recipe_that_could_not_begin_makes_way(folder: RunFolder) -> None:
+    """A corpus that is too short is found after it was prepared."""
+    folder.claim(tiny_recipe("short.txt"))
+    folder.data.mkdir()
+    again(folder, tiny_recipe("short.txt"))
+    assert folder.data.exists()
+    again(folder, tiny_recipe("long.txt"))
+    assert not folder.data.exists()
+
+
 def test_a_kill_in_the_very_first_moment_leaves_nothing_in_the_way(folder: RunFolder) -> None:
     folder.path.mkdir(parents=True)
     (folder.path / ".recipe.toml.writing").write_text('name = "ti')

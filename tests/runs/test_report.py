@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import re
 import sys
@@ -46,7 +47,7 @@ def write_run(folder: Path, steps: int = 30, **more: Any) -> Path:
     (folder / "data").mkdir(parents=True)
     (folder / "recipe.toml").write_text('name = "tiny"\nseed = 7\n')
     (folder / "environment.json").write_text(json.dumps({"torch": "2.13.0", "cpu": {"cores": 2}}))
-    (folder / "data" / "manifest.json").write_text(json.dumps({"tokens": {"train": 123456}}))
+    write_manifest(folder, train=123456)
     write_jsonl(folder / "metrics.jsonl", [step_line(i + 1, **more) for i in range(steps)])
     evals = [{"step": s, "loss": 5.0 - s / 10, "bits_per_byte": 2.0 - s / 20} for s in (10, 20)]
     write_jsonl(folder / "evals.jsonl", evals)
@@ -54,6 +55,10 @@ def write_run(folder: Path, steps: int = 30, **more: Any) -> Path:
     write_jsonl(folder / "load.jsonl", [{"step": s, "load": load} for s in (10, 20, 30)])
     write_jsonl(folder / "samples.jsonl", [{"step": 20, "prompt": "def f(", "text": "x):\n"}])
     return folder
+
+
+def write_manifest(folder: Path, **tokens: int) -> None:
+    (folder / "data" / "manifest.json").write_text(json.dumps({"tokens": tokens}))
 
 
 def write_jsonl(path: Path, lines: list[dict[str, Any]]) -> None:
@@ -158,6 +163,19 @@ def test_a_broken_line_before_the_last_is_an_error(tmp_path: Path) -> None:
         read_lines(tmp_path / "m.jsonl")
 
 
+def test_only_a_line_feed_ends_a_line(tmp_path: Path) -> None:
+    folder = write_run(tmp_path / "tiny", steps=5)
+    text = "before\u2028between\u0085after"
+    write_jsonl(folder / "samples.jsonl", [{"step": 5, "prompt": "", "text": text}])
+    assert RunData.read(folder).samples[0]["text"] == text
+
+
+def test_a_model_without_experts(tmp_path: Path) -> None:
+    folder = write_run(tmp_path / "tiny", steps=5)
+    write_jsonl(folder / "load.jsonl", [{"step": 5, "load": [], "bias": []}])
+    write_report(folder)
+
+
 def test_values_that_are_not_numbers_do_not_stop_it(tmp_path: Path) -> None:
     folder = write_run(tmp_path / "tiny", steps=5, mfu=None, grad_norm=float("nan"))
     run = RunData.read(folder)
@@ -179,8 +197,31 @@ def test_held_out_losses_on_different_texts_make_no_curve(tmp_path: Path) -> Non
     sizes = [(10, 100), (20, 100), (30, 900)]
     evals = [{"step": s, "loss": 2.0, "held_out_tokens": n} for s, n in sizes]
     write_jsonl(folder / "evals.jsonl", evals)
+    write_manifest(folder, held_out=901)
     assert RunData.read(folder).evals_by_coverage() == (evals[:2], evals[2:])
-    assert "held out, all" in write_report(folder).read_text(encoding="utf-8")
+    text = write_report(folder).read_text(encoding="utf-8")
+    assert "held out, a part" in text and "held out, all" in text
+    assert "Dots: loss on one part of the text" in text and "Diamonds:" in text
+
+
+@pytest.mark.parametrize(("tokens", "label"), [(900, "held out"), (100, "held out, a part")])
+def test_held_out_losses_on_one_text_make_a_curve(tmp_path: Path, tokens: int, label: str) -> None:
+    """The whole text each time, or, as long as no stage has ended, the same part of it."""
+    folder = write_run(tmp_path / "tiny")
+    evals = [{"step": s, "loss": 2.0, "held_out_tokens": tokens} for s in (10, 20, 30)]
+    write_jsonl(folder / "evals.jsonl", evals)
+    write_manifest(folder, held_out=901)
+    text = write_report(folder).read_text(encoding="utf-8")
+    assert re.findall(">(held out[^<]*)</text>", text) == [label]
+    assert "Dots:" in text and "Diamonds" not in text
+
+
+def test_the_caption_tells_only_of_what_is_drawn(tmp_path: Path) -> None:
+    folder = write_run(tmp_path / "tiny", mtp_loss=None)
+    (folder / "evals.jsonl").unlink()
+    text = write_report(folder).read_text(encoding="utf-8")
+    assert "Pale: every step" in text
+    assert "Dots" not in text and "Diamonds" not in text and "MTP predicts" not in text
 
 
 def test_stages_are_marked(tmp_path: Path) -> None:
@@ -196,6 +237,21 @@ def test_a_folder_that_is_no_run_is_refused(tmp_path: Path) -> None:
     with pytest.raises(FathomError, match="is not a run folder"):
         write_report(tmp_path)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_full_disk_is_one_clear_error_and_the_old_page_stays(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = write_run(tmp_path / "tiny", steps=2)
+    before = write_report(folder).read_text(encoding="utf-8")
+
+    def full(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("fathom.runs.folder.os.fsync", full)
+    with pytest.raises(FathomError, match=r"report\.html could not be written: No space left"):
+        write_report(folder)
+    assert (folder / "report.html").read_text(encoding="utf-8") == before
 
 
 def test_without_matplotlib_the_remedy_is_named(
