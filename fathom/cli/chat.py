@@ -15,7 +15,9 @@ from typing import Annotated
 
 import typer
 
-from fathom.cli.opening import COMPILE_HELP, Speaker, choose_sampling, open_speaker, show
+from fathom.cli.console import show
+from fathom.cli.opening import Speaker, open_speaker
+from fathom.cli.options import Compiled, Device, RunOrDir, Temperature, TopP, choose_sampling
 from fathom.data.chat import message_ids
 from fathom.errors import FathomError, GenerationError
 from fathom.inference import Sampling
@@ -83,7 +85,7 @@ class Conversation:
 
 
 def chat(
-    run_or_dir: Annotated[str, typer.Argument(help="Run folder or exported directory.")],
+    run_or_dir: RunOrDir,
     form: Annotated[
         Form,
         typer.Option(
@@ -91,15 +93,13 @@ def chat(
         ),
     ] = Form.AUTO,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer.")] = 256,
-    temperature: Annotated[float, typer.Option(help="0 takes the likeliest token always.")] = 0.8,
-    top_p: Annotated[
-        float, typer.Option(help="Draw among the likeliest that make up this share.")
-    ] = 0.95,
+    temperature: Temperature = 0.8,
+    top_p: TopP = 0.95,
     seed: Annotated[
         int | None, typer.Option(help="The same seed and lines give the same answers.")
     ] = None,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps.")] = "auto",
-    compiled: Annotated[bool, typer.Option("--compile", help=COMPILE_HELP)] = False,
+    device: Device = "auto",
+    compiled: Compiled = False,
 ) -> None:
     """Talk with a model in the terminal."""
     sampling = choose_sampling(temperature, top_p, seed)

@@ -60,3 +60,15 @@ class Console:
             self.bar.update(self.task, completed=progress.step, description=line)
         elif progress.step % self.every == 0 or progress.step in (1, progress.steps):
             print(f"step {progress.step}/{progress.steps}  {line}", flush=True)
+
+
+# A model may say anything, also what would ring a terminal's bell or repaint it.
+_AS_PICTURES = {code: 0x2400 + code for code in range(32) if chr(code) not in "\n\t"} | {
+    127: 0x2421
+}
+_AS_PICTURES |= dict.fromkeys(range(128, 160), 0xFFFD)
+
+
+def show(text: str) -> None:
+    """Print a piece of text at once; on a terminal, control characters appear as pictures (ESC as ␛)."""
+    print(text.translate(_AS_PICTURES) if sys.stdout.isatty() else text, end="", flush=True)

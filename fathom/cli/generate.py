@@ -8,14 +8,16 @@ from typing import Annotated, Any
 
 import typer
 
-from fathom.cli.opening import COMPILE_HELP, Speaker, choose_sampling, open_speaker, show
+from fathom.cli.console import show
+from fathom.cli.opening import Speaker, open_speaker
+from fathom.cli.options import Compiled, Device, RunOrDir, Temperature, TopP, choose_sampling
 from fathom.inference import Sampling
 
 DEFAULT_NEW_TOKENS = 200
 
 
 def generate(
-    run_or_dir: Annotated[str, typer.Argument(help="Run folder or exported directory.")],
+    run_or_dir: RunOrDir,
     prompt: Annotated[str, typer.Option(help="Text to continue.")],
     max_new_tokens: Annotated[
         int | None,
@@ -23,10 +25,8 @@ def generate(
             help=f"Tokens to add [default: {DEFAULT_NEW_TOKENS}, or what the context has room for]."
         ),
     ] = None,
-    temperature: Annotated[float, typer.Option(help="0 takes the likeliest token always.")] = 0.8,
-    top_p: Annotated[
-        float, typer.Option(help="Draw among the likeliest that make up this share.")
-    ] = 0.95,
+    temperature: Temperature = 0.8,
+    top_p: TopP = 0.95,
     seed: Annotated[int | None, typer.Option(help="The same seed gives the same text.")] = None,
     as_json: Annotated[
         bool,
@@ -34,8 +34,8 @@ def generate(
             "--json", help="Print one JSON object at the end instead of text as it comes."
         ),
     ] = False,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps.")] = "auto",
-    compiled: Annotated[bool, typer.Option("--compile", help=COMPILE_HELP)] = False,
+    device: Device = "auto",
+    compiled: Compiled = False,
 ) -> None:
     """Continue a prompt: prints it and, as it comes, what the model adds."""
     sampling = choose_sampling(temperature, top_p, seed)

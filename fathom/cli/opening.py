@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import secrets
 import sys
 from dataclasses import dataclass
 from functools import partial
@@ -11,17 +10,14 @@ from pathlib import Path
 import torch
 
 import fathom
+from fathom.cli.options import choose_device
 from fathom.data import Tokenizer
 from fathom.errors import CheckpointError
-from fathom.inference import Sampling, Session, Step
+from fathom.inference import Session, Step
 from fathom.model import Transformer
 from fathom.runs.folder import RunFolder
 from fathom.runs.saving import newest_model
 from fathom.train.checkpoint import checkpoints, step_of
-
-COMPILE_HELP = (
-    "Compile the step that reads a token: faster on a CPU, after ten seconds at the start."
-)
 
 
 @dataclass(frozen=True)
@@ -44,11 +40,11 @@ def open_speaker(run_or_dir: str | Path, device: str, compiled: bool = False) ->
 
     Raises `CheckpointError` when it holds no model, `DataError` when the tokenizer is missing.
     """
-    if compiled and choose_device(device).type != "cpu":
-        raise fathom.FathomError(
-            f"--compile is for speaking on a CPU, this is {device}; leave it out"
-        )
     place = choose_device(device)
+    if compiled and place.type != "cpu":
+        raise fathom.FathomError(
+            f"--compile is for speaking on a CPU, this is {place}; leave it out"
+        )
     dtype = torch.float32 if place.type == "cpu" else torch.bfloat16
     model, tokenizer, origin = open_model(run_or_dir, dtype, mtp=False)
     tokenizer = tokenizer or Tokenizer.load(origin)
@@ -70,7 +66,7 @@ def open_model(
     if run.recipe_file.is_file() and not _is_finished(run):
         model, origin = newest_model(run, partial(print, file=sys.stderr))
         return model, Tokenizer.load(run.data), origin
-    source = exported_directory(run_or_dir)
+    source = _exported_directory(run_or_dir)
     tokenizer = Tokenizer.load(source) if (source / "tokenizer.json").exists() else None
     return fathom.load(source, dtype, mtp=mtp), tokenizer, source
 
@@ -83,7 +79,7 @@ def _is_finished(run: RunFolder) -> bool:
     return not saved or step_of(saved[-1]) >= run.read_recipe().steps
 
 
-def exported_directory(run_or_dir: str | Path) -> Path:
+def _exported_directory(run_or_dir: str | Path) -> Path:
     """The Hugging Face directory that `run_or_dir` is or holds as `model/`."""
     path = Path(run_or_dir)
     for directory in (path, path / "model"):
@@ -94,33 +90,3 @@ def exported_directory(run_or_dir: str | Path) -> Path:
     raise CheckpointError(
         f"{path} is neither a run folder nor an exported directory (no config.json, no model/)"
     )
-
-
-def choose_device(name: str) -> torch.device:
-    """The device of that name; "auto" is CUDA where there is one, else the CPU."""
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        torch.zeros(1, device=name).item()  # which a device without data (meta) cannot
-        return torch.device(name)
-    except (RuntimeError, AssertionError) as error:
-        raise fathom.FathomError(
-            f"device {name!r} cannot be used here; try 'auto' or 'cpu'"
-        ) from error
-
-
-def choose_sampling(temperature: float, top_p: float, seed: int | None) -> Sampling:
-    """The sampling that the options ask for, with a seed of its own when none was given, so that it can be told."""
-    return Sampling(temperature, top_p, secrets.randbelow(2**31) if seed is None else seed)
-
-
-# A model may say anything, also what would ring a terminal's bell or repaint it.
-_AS_PICTURES = {code: 0x2400 + code for code in range(32) if chr(code) not in "\n\t"} | {
-    127: 0x2421
-}
-_AS_PICTURES |= dict.fromkeys(range(128, 160), 0xFFFD)
-
-
-def show(text: str) -> None:
-    """Print a piece of text at once; on a terminal, control characters appear as pictures (ESC as ␛)."""
-    print(text.translate(_AS_PICTURES) if sys.stdout.isatty() else text, end="", flush=True)

@@ -14,7 +14,7 @@ def quickstart() -> None:
     CPU cores; stopped, it goes on when the command is given again.
     """
     from fathom.cli.console import Console
-    from fathom.cli.opening import choose_device
+    from fathom.cli.options import choose_device
     from fathom.runs.execute import run
     from fathom.runs.recipe import load_recipe
 

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from fathom.cli.console import Console
-from fathom.cli.opening import choose_device
+from fathom.cli.options import Device, choose_device
 from fathom.runs.execute import compute_dtype
 from fathom.runs.execute import run as execute
 from fathom.runs.recipe import Recipe, load_recipe
@@ -34,7 +34,7 @@ def run(
             help="Text to train on: a file or folder of .txt, .md, code, .jsonl, .parquet."
         ),
     ] = None,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")] = "auto",
+    device: Device = "auto",
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print what would be done.")] = False,
 ) -> None:
     """Train a model from a recipe; the same command again goes on where it stopped."""

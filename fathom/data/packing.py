@@ -11,7 +11,7 @@ import numpy as np
 
 from fathom.data.split import Piece
 from fathom.data.tokenizer import Tokenizer
-from fathom.data.training import stretches
+from fathom.data.vocabulary import stretches
 from fathom.errors import DataError
 
 SIDES = ("train", "held_out")

@@ -1,4 +1,4 @@
-"""Text to ids and back (report §4.1). Any Hugging Face `tokenizer.json` loads; ours are made in `training`.
+"""Text to ids and back (report §4.1). Any Hugging Face `tokenizer.json` loads; ours are made in `vocabulary`.
 
 Text never turns into a control token unless the caller says so: an end-of-sentence token spelled out in a
 document or in a user's message is encoded as the characters it is made of.
@@ -18,7 +18,7 @@ from typing import Any
 from tokenizers import Tokenizer as Backend
 
 from fathom.data.chat import CHAT_TEMPLATE
-from fathom.data.training import BOS, EOS, PAD, PLACEHOLDER, train_bpe, train_characters
+from fathom.data.vocabulary import BOS, EOS, PAD, PLACEHOLDER, train_bpe, train_characters
 from fathom.errors import DataError
 
 TOKENIZER_FILE = "tokenizer.json"

@@ -51,7 +51,3 @@ class LatentCache:
         if not 0 <= length <= self.length:
             raise GenerationError(f"cannot keep {length} of the {self.length} cached tokens")
         self.length = length
-
-    def bytes_per_token(self) -> int:
-        """Bytes that one token takes over all layers."""
-        return sum(t.shape[-1] * t.element_size() for t in self.tensors)

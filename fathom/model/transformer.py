@@ -20,7 +20,7 @@ from fathom.model.cache import LatentCache
 from fathom.model.config import ModelConfig
 from fathom.model.context import Context, RouterRecord, build_context
 from fathom.model.layers import MLP, Linear, RMSNorm
-from fathom.model.moe import Experts, MoE
+from fathom.model.moe import Experts
 from fathom.model.mtp import MTPModule
 from fathom.model.rope import RotaryTable, softmax_scale
 from fathom.model.router import Router
@@ -175,13 +175,9 @@ class Transformer(nn.Module):
             return torch.zeros(0, self.config.n_routed_experts, dtype=torch.int64)
         return torch.stack([record.load_E for record in routers])
 
-    def moe_layers(self) -> list[tuple[str, MoE]]:
-        """(name, module) of every MoE block in the order of `expert_load`'s rows, MTP's last."""
-        return [(name, m) for name, m in self.named_modules() if isinstance(m, MoE)]
-
     def routers(self) -> list[Router]:
-        """The routers of `moe_layers`, in order."""
-        return [moe.gate for _, moe in self.moe_layers()]
+        """The router of every MoE block in the order of `expert_load`'s rows, MTP's last."""
+        return [module for module in self.modules() if isinstance(module, Router)]
 
     def num_parameters(self) -> int:
         """Parameters, tied ones once; router biases are buffers and not counted."""

@@ -13,8 +13,9 @@ import torch
 
 import fathom
 from fathom.cli.chat import Conversation, Form
+from fathom.cli.console import show
 from fathom.cli.main import main
-from fathom.cli.opening import open_speaker, show
+from fathom.cli.opening import open_speaker
 from fathom.data import Tokenizer
 from fathom.data.chat import chat_ids
 from fathom.inference import Sampling, generate

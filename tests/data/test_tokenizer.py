@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fathom.data import Tokenizer
-from fathom.data.training import BOS, EOS, EOT, PLACEHOLDER, pieces, stretches
+from fathom.data.vocabulary import BOS, EOS, EOT, PLACEHOLDER, pieces, stretches
 from fathom.errors import DataError
 from tests.shared_data import shared_data
 

@@ -191,10 +191,10 @@ def reference_from_raw(
 
 @pytest.mark.parametrize(
     ("shape", "case"),
-    list(itertools.product(ATTENTION_SHAPES, ["short", "long", "documents", "mask"])),
+    list(itertools.product(ATTENTION_SHAPES, ["short", "rows", "long", "documents", "mask"])),
 )
 def test_expanded_attention(shape: kernels.HeadShape, case: str) -> None:
-    B, T = (1, 1030) if case == "long" else (3, 150)
+    B, T = {"long": (1, 1030), "rows": (5, 700)}.get(case, (3, 150))
     angles = torch.rand(1, T, 1, shape.rope // 2)
     visible = kernels.ALL
     if case == "documents":

@@ -32,7 +32,8 @@ def naive(moe: MoE, x_BTD: torch.Tensor) -> torch.Tensor:
 def one_moe(**changes) -> tuple[MoE, Context]:  # type: ignore[no-untyped-def]
     model = tiny_model(3, **changes)
     rotation = RotaryTable(model.config).first(7, torch.device("cpu"))
-    return model.moe_layers()[0][1], Context(rotation)
+    first = next(module for module in model.modules() if isinstance(module, MoE))
+    return first, Context(rotation)
 
 
 def test_equals_the_naive_loop_with_gradients() -> None:

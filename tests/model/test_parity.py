@@ -31,7 +31,10 @@ def assert_same_gradients(ours: torch.nn.Module, twin: torch.nn.Module) -> None:
         assert (g - h).norm() <= max(1e-4 * h.norm(), rounding), name
 
 
-@pytest.mark.parametrize("seed", range(16))
+MANY = [*range(16), *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(16, 200))]
+
+
+@pytest.mark.parametrize("seed", MANY)
 def test_v3_logits_and_gradients(seed: int) -> None:
     torch.manual_seed(seed)
     fields = random_fields(random.Random(seed))

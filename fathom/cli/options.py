@@ -1,0 +1,39 @@
+"""Options that several commands have, and what is made of them."""
+
+from __future__ import annotations
+
+import secrets
+from typing import Annotated
+
+import torch
+import typer
+
+from fathom.errors import FathomError
+from fathom.inference import Sampling
+
+RunOrDir = Annotated[str, typer.Argument(help="Run folder or exported directory.")]
+Temperature = Annotated[float, typer.Option(help="0 takes the likeliest token always.")]
+TopP = Annotated[float, typer.Option(help="Draw among the likeliest that make up this share.")]
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps.")]
+Compiled = Annotated[
+    bool,
+    typer.Option(
+        "--compile", help="Compile the step that reads a token: on a CPU, ten seconds at the start."
+    ),
+]
+
+
+def choose_device(name: str) -> torch.device:
+    """The device of that name; "auto" is CUDA where there is one, else the CPU."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        torch.zeros(1, device=name).item()  # which a device without data (meta) cannot
+        return torch.device(name)
+    except (RuntimeError, AssertionError) as error:
+        raise FathomError(f"device {name!r} cannot be used here; try 'auto' or 'cpu'") from error
+
+
+def choose_sampling(temperature: float, top_p: float, seed: int | None) -> Sampling:
+    """What the options ask for, with a seed of its own when none was given, so that it can be told."""
+    return Sampling(temperature, top_p, secrets.randbelow(2**31) if seed is None else seed)
