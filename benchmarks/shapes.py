@@ -7,43 +7,43 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from fathom import ModelConfig
+from fathom import ModelConfig, load_recipe
 
-NANO: dict[str, Any] = {
-    "vocab_size": 8192,
-    "hidden_size": 256,
-    "intermediate_size": 704,
-    "moe_intermediate_size": 128,
-    "num_hidden_layers": 6,
-    "num_attention_heads": 8,
-    "q_lora_rank": 128,
-    "kv_lora_rank": 64,
-    "qk_nope_head_dim": 32,
-    "qk_rope_head_dim": 16,
-    "v_head_dim": 32,
-    "n_routed_experts": 16,
-    "n_shared_experts": 1,
-    "num_experts_per_tok": 4,
-    "n_group": 1,
-    "topk_group": 1,
-    "first_k_dense_replace": 1,
-    "max_position_embeddings": 16384,
-    "initializer_range": 0.02,
-}
-MINI: dict[str, Any] = {
-    **NANO,
-    "vocab_size": 32768,
-    "hidden_size": 512,
-    "intermediate_size": 1408,
-    "moe_intermediate_size": 256,
-    "num_hidden_layers": 12,
-    "q_lora_rank": 256,
-    "kv_lora_rank": 128,
-    "qk_nope_head_dim": 64,
-    "qk_rope_head_dim": 32,
-    "v_head_dim": 64,
-    "n_routed_experts": 32,
-}
+FIELDS = (
+    "vocab_size",
+    "hidden_size",
+    "intermediate_size",
+    "moe_intermediate_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "q_lora_rank",
+    "kv_lora_rank",
+    "qk_nope_head_dim",
+    "qk_rope_head_dim",
+    "v_head_dim",
+    "n_routed_experts",
+    "n_shared_experts",
+    "num_experts_per_tok",
+    "n_group",
+    "topk_group",
+    "first_k_dense_replace",
+    "max_position_embeddings",
+    "initializer_range",
+)
+
+
+def fields_of(config: ModelConfig) -> dict[str, Any]:
+    """What both sides need of a configuration of ours, in released names."""
+    return {name: getattr(config, name) for name in FIELDS}
+
+
+def _recipe(name: str) -> dict[str, Any]:
+    """A recipe's shape with one group of experts and room for long contexts."""
+    shape = load_recipe(name).model
+    return fields_of(shape.replace(n_group=1, topk_group=1, max_position_embeddings=16384))
+
+
+NANO, MINI = _recipe("nano"), _recipe("mini")
 
 
 @dataclass(frozen=True)
@@ -78,11 +78,6 @@ CASES = {
 def fathom_config(fields: dict[str, Any]) -> ModelConfig:
     """Ours, without MTP modules."""
     return ModelConfig(**fields, num_nextn_predict_layers=0)
-
-
-def fields_of(config: ModelConfig) -> dict[str, Any]:
-    """What both sides need of a configuration of ours, in released names."""
-    return {name: getattr(config, name) for name in NANO}
 
 
 def transformers_config(fields: dict[str, Any]) -> Any:

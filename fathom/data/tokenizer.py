@@ -76,11 +76,14 @@ class Tokenizer:
             raise DataError(f"{file} is not a tokenizer this library reads ({error})") from error
 
     def save(self, directory: str | Path, model_max_length: int | None = None) -> None:
-        """Write tokenizer.json and tokenizer_config.json, as `transformers` reads them."""
+        """Write tokenizer.json and tokenizer_config.json, as `transformers` reads them.
+
+        `model_max_length` is written where the settings have none of their own.
+        """
         folder = Path(directory)
         folder.mkdir(parents=True, exist_ok=True)
         limit = {} if model_max_length is None else {"model_max_length": model_max_length}
-        text = json.dumps(self.settings | limit, indent=2, ensure_ascii=False, sort_keys=True)
+        text = json.dumps(limit | self.settings, indent=2, ensure_ascii=False, sort_keys=True)
         (folder / TOKENIZER_FILE).write_text(self._definition, encoding="utf-8")
         (folder / SETTINGS_FILE).write_text(text + "\n", encoding="utf-8")
 
