@@ -16,7 +16,8 @@ from fathom.errors import DataError
 
 class Loader:
     """Training windows of `tokens`, taken as a ring: each epoch cuts it at a random place into windows of `seq_len`
-    targets and permutes them, so every epoch sees each target once and no two epochs the same windows."""
+    targets and permutes them, so every epoch sees each target once, but for a rest shorter than a window that is
+    another one in each epoch."""
 
     def __init__(self, tokens: np.ndarray, seq_len: int, seed: int) -> None:
         """Raises `DataError` when `tokens` is shorter than one sequence of seq_len + 1."""

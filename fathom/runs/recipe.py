@@ -169,6 +169,8 @@ def _read(name_or_path: str | Path) -> dict[str, Any]:
         return tomllib.loads(path.read_text(encoding="utf-8"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise RecipeError(f"{path} is not TOML: {error}; correct it there") from error
+    except OSError as error:
+        raise RecipeError(f"{path} cannot be read: {error.strerror}; mend that") from error
 
 
 def _override(content: dict[str, Any], override: str) -> None:

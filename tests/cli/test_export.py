@@ -99,13 +99,18 @@ sample_tokens = 4
 """
 
 
-def test_a_run_without_an_export_gives_its_newest_checkpoint(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.fixture
+def run_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A finished run of three steps, `run` in the present folder."""
     monkeypatch.chdir(tmp_path)
     Path("tiny.toml").write_text(RECIPE)
     Path("text.txt").write_text("\n".join(f"def f{i}(x):\n    return x + {i}" for i in range(200)))
-    run_folder = run(fathom.load_recipe("tiny.toml"), "run")
+    return run(fathom.load_recipe("tiny.toml"), "run")
+
+
+def test_a_run_without_an_export_gives_its_newest_checkpoint(
+    run_folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     exported = fathom.load(run_folder / "model").state_dict()
     shutil.rmtree(run_folder / "model")
     said = export(capsys, "run", "out")
@@ -117,13 +122,9 @@ def test_a_run_without_an_export_gives_its_newest_checkpoint(
 
 
 def test_an_export_of_an_earlier_stage_is_not_taken_for_the_last_word(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    run_folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.chdir(tmp_path)
-    Path("tiny.toml").write_text(RECIPE)
-    Path("text.txt").write_text("\n".join(f"def f{i}(x):\n    return x + {i}" for i in range(200)))
-    folder = run(fathom.load_recipe("tiny.toml"), "run")
     assert "step-3" not in export(capsys, "run", "out")
-    recipe_file = folder / "recipe.toml"  # as if more steps were to come
+    recipe_file = run_folder / "recipe.toml"  # as if more steps were to come
     recipe_file.write_text(recipe_file.read_text().replace("steps = 3", "steps = 9"))
     assert "step-3" in export(capsys, "run", "further")
