@@ -8,7 +8,6 @@ import torch
 
 from fathom.kernels.cpu_gemm import fast_products
 
-
 LEAST_TRIES, LEAST_SECONDS = 8, 0.3
 """A moment in which another program has a core should not decide."""
 
