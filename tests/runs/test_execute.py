@@ -7,6 +7,7 @@ import json
 import os
 import shutil
 import signal
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -61,6 +62,14 @@ def finished(recipe: Recipe, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """Without the report, which takes longer than the run."""
     monkeypatch.setattr(execute, "_report", lambda job: None)
+
+
+@pytest.fixture
+def interruptible() -> Iterator[None]:
+    """Ctrl-C as a person's shell has it; what runs in the background of a script ignores it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 def assert_same(run: Path, reference: Path) -> None:
@@ -210,7 +219,7 @@ def test_a_full_disk_loses_nothing(
     assert_same(tmp_path / "run", finished)
 
 
-@pytest.mark.usefixtures("quick")
+@pytest.mark.usefixtures("quick", "interruptible")
 def test_ctrl_c_saves_says_how_to_go_on_and_leaves_with_130(
     recipe_file: Path,
     finished: Path,
@@ -242,6 +251,7 @@ def test_ctrl_c_saves_says_how_to_go_on_and_leaves_with_130(
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
+@pytest.mark.usefixtures("interruptible")
 def test_a_second_ctrl_c_leaves_at_once(
     recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
