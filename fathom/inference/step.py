@@ -25,7 +25,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.functional import silu
 
 from fathom.kernels.decoding import (
     absorb_query,
@@ -38,6 +37,7 @@ from fathom.kernels.decoding import (
 from fathom.kernels.grouped import grouped_linear
 from fathom.kernels.linear import linear
 from fathom.kernels.rotary import Rotation, rotate
+from fathom.kernels.swiglu import swiglu, swiglu_pair
 from fathom.model import LatentCache, Transformer
 from fathom.model.attention import Attention
 from fathom.model.block import Block
@@ -45,6 +45,7 @@ from fathom.model.layers import MLP, Linear
 from fathom.model.moe import Experts, MoE
 from fathom.model.router import affinities, choose
 
+_CPU = torch.device("cpu")
 LONG = 1024
 """Cached tokens from which the product with the cache on the left is the faster one (1.4 times)."""
 
@@ -99,15 +100,16 @@ def finish(block: Block, h_1D: Tensor, attended_HX: Tensor) -> Tensor:
 
 
 def _mlp(mlp: MLP, x_1D: Tensor) -> Tensor:
-    hidden = silu(row_product(x_1D, mlp.gate_proj.weight)) * row_product(x_1D, mlp.up_proj.weight)
+    gate, up = row_product(x_1D, mlp.gate_proj.weight), row_product(x_1D, mlp.up_proj.weight)
+    hidden = swiglu_pair(gate, up)
     return row_product(hidden, mlp.down_proj.weight)
 
 
 def _mixture(moe: MoE, x_1D: Tensor) -> Tensor:
     logits, bias = row_product(x_1D, moe.gate.weight), moe.gate.e_score_correction_bias
     indices, weights = choose(affinities(logits, moe.config), bias, moe.config)
-    gate, up = expert_products(x_1D, moe.experts.gate_up_proj, indices[0]).chunk(2, -1)
-    hidden = silu(gate) * up * weights[0, :, None]
+    hidden = swiglu(expert_products(x_1D, moe.experts.gate_up_proj, indices[0]))
+    hidden = hidden * weights[0, :, None]
     routed = summed_expert_products(hidden, moe.experts.down_proj, indices[0])
     return routed + _mlp(moe.shared_experts, x_1D) if moe.config.n_shared_experts else routed
 
@@ -164,10 +166,7 @@ class Step:
 
     def _rotation(self, position: int) -> Rotation:
         """In tensors of its own: views would be compiled anew for each table they are of."""
-        found, whole = (
-            self.model.rotary.first(1, torch.device("cpu"), position),
-            torch.contiguous_format,
-        )
+        found, whole = self.model.rotary.first(1, _CPU, position), torch.contiguous_format
         cos, sin = (t.clone(memory_format=whole) for t in (found.cos, found.sin))
         return Rotation(cos, sin, found.interleave)
 
