@@ -1,6 +1,7 @@
 """What a run does besides training, after each step: the extras, all of them, in the order in which they run.
 
-Those that look before a stage's first step too have a method `begin`. None of them changes what is learnt: no random state of training is touched and no clock decides anything.
+Those that look before a stage's first step too have a method `begin`. None of them changes what is learnt: no random
+state of training is touched and no clock decides anything.
 """
 
 from __future__ import annotations

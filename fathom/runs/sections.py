@@ -83,7 +83,7 @@ class MonitorConfig:
     load_every: int = 10
     """Steps between whole expert-load matrices in load.jsonl."""
     position_tokens: int = 16384
-    """Held-out tokens in which the loss by position is taken before and after a stage, one sequence at least; 0: none."""
+    """Held-out tokens whose loss by position is taken before and after a stage, one sequence at least; 0: none."""
 
     def __post_init__(self) -> None:
         counts = tuple(field.name for field in fields(self) if field.name != "position_tokens")

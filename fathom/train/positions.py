@@ -13,6 +13,7 @@ times the vocabulary, never exist.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -79,6 +80,6 @@ def _sums(model: Transformer, tokens_BT: Tensor, edges: tuple[int, ...]) -> Tens
             targets_BT[:, lo:hi].flatten(),
             head.compute_dtype,
         )
-        for lo, hi in zip(edges, edges[1:], strict=False)
+        for lo, hi in pairwise(edges)
     ]
     return torch.stack(parts).double().cpu()

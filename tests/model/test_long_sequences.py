@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -71,7 +72,7 @@ def test_memory_is_in_proportion_to_the_length(case: str, monkeypatch: pytest.Mo
     """Twice the tokens allocate at most twice the bytes; half of them T x T would make it four times."""
     monkeypatch.setattr(attention, "SCORES", 1 << 18)
     seen = [live(CASES[case](T)) for T in LENGTHS]
-    for before, after in zip(seen, seen[1:], strict=False):
+    for before, after in pairwise(seen):
         assert after.peak < 2.1 * before.peak
     assert seen[-1].largest < LENGTHS[-1] ** 2 // 4, "bytes of a quarter of a bool T x T mask"
 
