@@ -50,8 +50,7 @@ class Setting:
     @property
     def last_step(self) -> int:
         """The run's step that ends the stage."""
-        index = self.recipe.stages.index(self.stage)
-        return self.recipe.first_step(index) + self.stage.num_steps
+        return self.recipe.spans[self.recipe.stages.index(self.stage)].last_step
 
     def due(self, step: int, every: int) -> bool:
         """Whether something done every so many steps, and at the stage's end, is due."""
@@ -112,8 +111,12 @@ class Metrics:
             "bits_per_byte": bits_per_byte(record.loss, self.s.data.bytes_per_token("train")),
             "grad_norm": record.grad_norm,
             "lr": m.lr,
+            "batch": m.batch,
+            "seq_len": m.seq_len,
             "gamma": m.gamma,
             "mtp_weight": m.mtp_weight,
+            "balance_alpha": m.balance_alpha,
+            "sources": record.sources,
             "max_load": max(violation, default=1.0),
             "expert_load": violation,
             "tokens_per_second": rate,
