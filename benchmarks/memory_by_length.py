@@ -36,6 +36,7 @@ from harness import (
 from profiling import shares
 
 from fathom import Transformer, load_recipe
+from fathom.data.loader import Batch
 from fathom.planning import flops_per_token, training_memory
 from fathom.train.loop import Trainer, accumulate_gradients, clip, update_bias
 from fathom.train.memory import keep_freed_memory
@@ -101,7 +102,7 @@ class LongStep:
     def _step(self, length: int) -> float:
         moment = Moment("long", 1, length, 1e-4, 1, length, 1e-3, 0.3, 1e-4, None)
         tokens = torch.randint(self.config.vocab_size, (1, length + 1))
-        found = accumulate_gradients(self.trainer.model, tokens, 1, moment)
+        found = accumulate_gradients(self.trainer.model, Batch(tokens), 1, moment)
         clip(self.trainer.model, self.trainer.optim.clip_norm)
         self.trainer.optimizer.step()
         self.trainer.optimizer.zero_grad()

@@ -16,6 +16,7 @@ from fathom.inference import Sampling, generate
 from fathom.planning import flops_per_token
 from fathom.runs.folder import RunFolder
 from fathom.runs.recipe import Recipe, Stage
+from fathom.runs.timeline import Span
 from fathom.train.evaluate import bits_per_byte, evaluate
 from fathom.train.loop import Callback, StepRecord, Trainer
 from fathom.train.positions import loss_by_position
@@ -48,9 +49,14 @@ class Setting:
     save: Callable[[Trainer], None]
 
     @property
+    def span(self) -> Span:
+        """Where in the run the stage lies."""
+        return self.recipe.spans[self.recipe.stages.index(self.stage)]
+
+    @property
     def last_step(self) -> int:
         """The run's step that ends the stage."""
-        return self.recipe.spans[self.recipe.stages.index(self.stage)].last_step
+        return self.span.last_step
 
     def due(self, step: int, every: int) -> bool:
         """Whether something done every so many steps, and at the stage's end, is due."""
@@ -175,9 +181,9 @@ class LossByPosition:
 
     def begin(self, trainer: Trainer) -> None:
         """Before the first step; a run that is resumed right there has the line already."""
-        first = self.s.last_step - self.s.stage.num_steps
         line = {"stage": self.s.stage.name, "when": "before"}
-        if trainer.step == first and not self.s.folder.has_line("positions.jsonl", line):
+        begins = trainer.step == self.s.span.first_step
+        if begins and not self.s.folder.has_line("positions.jsonl", line):
             self._look(trainer, "before")
 
     def __call__(self, trainer: Trainer, record: StepRecord) -> None:
