@@ -1,13 +1,14 @@
 """What a run does besides training, after each step: the extras, all of them, in the order in which they run.
 
-None of them changes what is learnt: no random state of training is touched and no clock decides anything.
+Those that look before a stage's first step too have a method `begin`. None of them changes what is learnt: no random
+state of training is touched and no clock decides anything.
 """
 
 from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from fathom.data.prepare import Say, TokenData
@@ -15,8 +16,10 @@ from fathom.inference import Sampling, generate
 from fathom.planning import flops_per_token
 from fathom.runs.folder import RunFolder
 from fathom.runs.recipe import Recipe, Stage
+from fathom.runs.timeline import Span
 from fathom.train.evaluate import bits_per_byte, evaluate
 from fathom.train.loop import Callback, StepRecord, Trainer
+from fathom.train.positions import loss_by_position
 
 
 @dataclass(frozen=True)
@@ -46,9 +49,14 @@ class Setting:
     save: Callable[[Trainer], None]
 
     @property
+    def span(self) -> Span:
+        """Where in the run the stage lies."""
+        return self.recipe.spans[self.recipe.stages.index(self.stage)]
+
+    @property
     def last_step(self) -> int:
         """The run's step that ends the stage."""
-        return self.recipe.spans[self.recipe.stages.index(self.stage)].last_step
+        return self.span.last_step
 
     def due(self, step: int, every: int) -> bool:
         """Whether something done every so many steps, and at the stage's end, is due."""
@@ -60,9 +68,17 @@ def stage_callbacks(setting: Setting) -> list[Callback]:
     return [
         Metrics(setting),
         HeldOutLoss(setting),
+        LossByPosition(setting),
         Samples(setting),
         Checkpoints(setting),
     ]
+
+
+def begin_stage(callbacks: Sequence[Callback], trainer: Trainer) -> None:
+    """Let the callbacks that have a `begin` look at the model as it comes into the stage."""
+    for callback in callbacks:
+        if hasattr(callback, "begin"):
+            callback.begin(trainer)
 
 
 class Metrics:
@@ -151,6 +167,37 @@ class HeldOutLoss:
             f"step {trainer.step}: held-out loss {found.loss:.3f} (perplexity "
             f"{math.exp(min(found.loss, 50)):,.1f}), {found.bits_per_byte:.3f} bits per byte"
         )
+
+
+class LossByPosition:
+    """positions.jsonl: held-out loss by position, before a stage's first step and after its last.
+
+    Both in windows of the stage's own length and with its rotary settings, so that the two differ by what the stage
+    taught; what changing the settings alone does is between one stage's "after" and the next one's "before".
+    """
+
+    def __init__(self, setting: Setting) -> None:
+        self.s = setting
+
+    def begin(self, trainer: Trainer) -> None:
+        """Before the first step; a run that is resumed right there has the line already."""
+        line = {"stage": self.s.stage.name, "when": "before"}
+        begins = trainer.step == self.s.span.first_step
+        if begins and not self.s.folder.has_line("positions.jsonl", line):
+            self._look(trainer, "before")
+
+    def __call__(self, trainer: Trainer, record: StepRecord) -> None:
+        if trainer.step == self.s.last_step:
+            self._look(trainer, "after")
+
+    def _look(self, trainer: Trainer, when: str) -> None:
+        stage, limit = self.s.stage, self.s.recipe.monitor.position_tokens
+        if not limit:
+            return
+        found = loss_by_position(trainer.model, self.s.data, stage.seq_len, limit)
+        line = {"step": trainer.step, "stage": stage.name, "when": when, "seq_len": stage.seq_len}
+        line |= {"edges": list(found.edges), "loss": list(found.loss)}
+        self.s.folder.append("positions.jsonl", line)
 
 
 class Samples:

@@ -20,7 +20,7 @@ from fathom.data.prepare import Say, TokenData, prepare
 from fathom.errors import FathomError
 from fathom.kernels import compile_elementwise
 from fathom.model import Transformer
-from fathom.runs.callbacks import Setting, Show, stage_callbacks
+from fathom.runs.callbacks import Setting, Show, begin_stage, stage_callbacks
 from fathom.runs.environment import DECISIVE, environment
 from fathom.runs.folder import RunFolder
 from fathom.runs.machine import check_memory
@@ -158,7 +158,9 @@ def pretrain(run: Run, index: int, stage: Stage) -> bool:
     setting = Setting(
         run.folder, recipe, stage, run.data, run.peak_flops, run.show, run.say, run.save
     )
-    return train_stage(run.trainer, plan, stage_callbacks(setting))
+    callbacks = stage_callbacks(setting)
+    begin_stage(callbacks, run.trainer)
+    return train_stage(run.trainer, plan, callbacks)
 
 
 STAGES: dict[str, Callable[[Run, int, Stage], bool]] = {"pretrain": pretrain}

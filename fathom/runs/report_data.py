@@ -26,6 +26,12 @@ class RunData:
     """Now and then: `load` [blocks][experts], tokens sent, and `bias`, each block's [smallest, largest] router bias."""
     samples: list[Line]
     """Texts the model wrote while training."""
+    spikes: list[Line]
+    """Steps that the guard skipped, rolled back or remarked on, with the data they saw."""
+    positions: list[Line]
+    """Held-out loss by position before and after each stage."""
+    needles: list[Line]
+    """Needle-in-a-haystack grids."""
     recipe: str
     """The resolved recipe, TOML text."""
     environment: Line
@@ -47,6 +53,9 @@ class RunData:
             evals=read_lines(folder / "evals.jsonl"),
             loads=read_lines(folder / "load.jsonl"),
             samples=read_lines(folder / "samples.jsonl"),
+            spikes=read_lines(folder / "spikes.jsonl"),
+            positions=read_lines(folder / "positions.jsonl"),
+            needles=read_lines(folder / "needle.jsonl"),
             recipe=_text(folder / "recipe.toml"),
             environment=_object(folder / "environment.json"),
             manifest=_object(folder / "data" / "manifest.json"),

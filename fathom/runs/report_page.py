@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from html import escape
 from pathlib import Path
-from typing import Any
 
 from fathom import __version__
 from fathom.planning.describe import duration, human
-from fathom.runs import report_plots as plots
-from fathom.runs.report_data import Line, RunData, final_mean, series
+from fathom.runs import report_curves as curves
+from fathom.runs import report_load as load
+from fathom.runs.report_data import RunData, final_mean, series
+from fathom.runs.report_html import details, facts_table, framed
+from fathom.runs.report_sections import SKIPPED, context, data_seen, schedules, spikes
 
 POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
 """The page may fetch nothing and run nothing, whatever stands in the model's samples."""
@@ -22,7 +23,18 @@ def page(run: RunData) -> str:
     """The whole document."""
     style = (Path(__file__).parent / "report.css").read_text(encoding="utf-8")
     body = "\n".join(
-        (_header(run), _cards(run), _curves(run), _load(run), _texts(run), _facts(run))
+        (
+            _header(run),
+            _cards(run),
+            _curves(run),
+            spikes(run),
+            schedules(run),
+            data_seen(run),
+            context(run),
+            _load(run),
+            _texts(run),
+            _facts(run),
+        )
     )
     return f"""<!doctype html>
 <html lang="en">
@@ -79,6 +91,9 @@ def headline(run: RunData) -> list[Card]:
     for key in ("loss", "max_load"):
         cards += _recent(run, key)
     cards += _amounts(run)
+    skipped = [line for line in run.spikes if line.get("action") in SKIPPED]
+    if skipped:
+        cards.append(("steps not learnt from", f"{len(skipped):,}", "skipped or rolled back"))
     for key in ("tokens_per_second", "mfu"):
         cards += _recent(run, key)
     return cards
@@ -115,31 +130,25 @@ def _amounts(run: RunData) -> list[Card]:
     return [*amounts, ("time in steps", duration(seconds), f"{len(run.metrics):,} steps")]
 
 
-def _figure(svg: str, caption: str, wide: bool = False) -> str:
-    shape = ' class="wide"' if wide else ""
-    return f"<figure><div{shape}>{svg}</div><figcaption>{caption}</figcaption></figure>"
-
-
 def _curves(run: RunData) -> str:
     if not run.metrics:
         return '<p class="note">There is nothing to draw before the first step.</p>'
     figures = [
-        _figure(plots.learning_rate(run), "The schedule as it was run: warm-up, constant, decay."),
-        _figure(
-            plots.grad_norm(run),
+        framed(
+            curves.grad_norm(run),
             "Norm of the whole gradient before it is clipped, logarithmic axis. Single spikes are clipped away; a "
             "steady climb is a warning.",
         ),
     ]
     if run.series("tokens_per_second")[0]:
         figures.append(
-            _figure(
-                plots.speed(run),
+            framed(
+                curves.speed(run),
                 "Time of the training steps alone. Dips mean that the machine did other work beside them.",
             )
         )
-    loss = _figure(plots.loss(run), _loss_caption(run), wide=True)
-    return f'<h2>Learning</h2>{loss}<div class="row thirds">{"".join(figures)}</div>'
+    loss = framed(curves.loss(run), _loss_caption(run), wide=True)
+    return f'<h2>Learning</h2>{loss}<div class="row">{"".join(figures)}</div>'
 
 
 def _loss_caption(run: RunData) -> str:
@@ -154,6 +163,8 @@ def _loss_caption(run: RunData) -> str:
         )
     if part and whole:
         caption.append("Diamonds: on all of that text, so they may lie elsewhere.")
+    if run.spikes:
+        caption.append("Marks above: steps that the guard acted on or remarked on, listed below.")
     if run.series("mtp_loss")[0]:
         caption.append("MTP predicts one token further ahead (report §2.2).")
     return " ".join(caption)
@@ -163,15 +174,15 @@ def _load(run: RunData) -> str:
     parts = [_balance(run)] if run.series("max_load")[0] else []
     if any(line.get("expert_load") for line in run.metrics):
         parts.append(
-            _figure(
-                plots.block_heat_map(run),
+            framed(
+                load.block_heat_map(run),
                 "The same for every MoE block (rows, the last being MTP's where there is one). Pale is balanced; a "
                 "dark row is a block whose router has collapsed.",
                 wide=True,
             )
         )
     if run.loads and run.loads[-1]["load"]:  # a dense model has no such block
-        parts.append(_figure(plots.expert_heat_maps(run), _experts_caption(run), wide=True))
+        parts.append(framed(load.expert_heat_maps(run), _experts_caption(run), wide=True))
     if not parts:
         return ""
     return (
@@ -183,15 +194,15 @@ def _load(run: RunData) -> str:
 def _balance(run: RunData) -> str:
     """Balance violation, beside the range of the biases where the run recorded it."""
     both = bool(run.bias_range()[0])
-    violation = _figure(
-        plots.balance(run, wide=not both),
+    violation = framed(
+        load.balance(run, wide=not both),
         "Balance violation: tokens of the busiest expert over the mean, in the worst block at each step. 1 is "
         "perfect; it should come down early and stay low without an auxiliary loss that pulls on the weights.",
     )
     if not both:
         return violation
-    biases = _figure(
-        plots.bias_range(run),
+    biases = framed(
+        load.bias_range(run),
         "Smallest and largest router bias of all blocks. The range should level off.",
     )
     return f'<div class="row">{violation}{biases}</div>'
@@ -199,7 +210,7 @@ def _balance(run: RunData) -> str:
 
 def _experts_caption(run: RunData) -> str:
     blocks = len(run.loads[-1]["load"])
-    shown = len(plots.chosen_blocks(blocks))
+    shown = len(load.chosen_blocks(blocks))
     some = "" if shown == blocks else f" {shown} of the {blocks} blocks are shown, evenly spread."
     return (
         "Each expert's share of its block's tokens: a row is an expert, a column a moment. Pale is the mean, red "
@@ -227,35 +238,11 @@ def _facts(run: RunData) -> str:
     parts = []
     if run.manifest:
         parts.append(
-            _details("Data", "what was trained on, and its fingerprint", _table(run.manifest))
+            details("Data", "what was trained on, and its fingerprint", facts_table(run.manifest))
         )
     if run.recipe:
         recipe = f"<pre>{escape(run.recipe)}</pre>"
-        parts.append(_details("Recipe", "every setting, as resolved", recipe))
+        parts.append(details("Recipe", "every setting, as resolved", recipe))
     if run.environment:
-        parts.append(_details("Environment", "where it ran", _table(run.environment)))
+        parts.append(details("Environment", "where it ran", facts_table(run.environment)))
     return f"<h2>How it was made</h2>{''.join(parts)}" if parts else ""
-
-
-def _details(name: str, remark: str, content: str) -> str:
-    return f'<details><summary>{name} <span>· {remark}</span></summary><div class="scroll">{content}</div></details>'
-
-
-def _table(facts: Line) -> str:
-    rows = "".join(
-        f"<tr><th>{escape(key)}</th><td>{escape(value)}</td></tr>" for key, value in flat(facts)
-    )
-    return f"<table>{rows}</table>"
-
-
-def flat(value: Any, prefix: str = "") -> Iterable[tuple[str, str]]:
-    """(dotted name, text) of every leaf of nested dictionaries; lists become one text."""
-    if isinstance(value, dict):
-        for key, inner in value.items():
-            yield from flat(inner, f"{prefix}.{key}" if prefix else str(key))
-    elif isinstance(value, list):
-        yield prefix, ", ".join(map(str, value)) or "none"
-    elif isinstance(value, int) and not isinstance(value, bool) and abs(value) >= 10_000:
-        yield prefix, f"{value:,}"
-    else:
-        yield prefix, str(value)

@@ -105,9 +105,16 @@ class MonitorConfig:
     """Tokens in a sample."""
     load_every: int = 10
     """Steps between whole expert-load matrices in load.jsonl."""
+    position_tokens: int = 16384
+    """Held-out tokens whose loss by position is taken before and after a stage, one sequence at least; 0: none."""
 
     def __post_init__(self) -> None:
-        _check_positive(self, "monitor")
+        counts = tuple(field.name for field in fields(self) if field.name != "position_tokens")
+        _check_positive(self, "monitor", counts)
+        if self.position_tokens < 0:
+            raise RecipeError(
+                f"monitor.position_tokens = {self.position_tokens} must be at least 0; 0 leaves it out"
+            )
         if self.eval_tokens < 2:
             raise RecipeError(
                 "monitor.eval_tokens = 1 must be at least 2, one to read, one to guess"

@@ -16,8 +16,10 @@ import pytest
 from fathom.errors import FathomError
 from fathom.runs.report import write_report
 from fathom.runs.report_data import RunData, final_mean, read_lines
-from fathom.runs.report_page import flat, headline
-from fathom.runs.report_plots import MOST_BLOCKS, chosen_blocks, smoothed
+from fathom.runs.report_figure import smoothed
+from fathom.runs.report_html import flat
+from fathom.runs.report_load import MOST_BLOCKS, chosen_blocks
+from fathom.runs.report_page import headline
 
 BLOCKS, EXPERTS = 3, 4
 
@@ -106,7 +108,7 @@ def test_whole_report_holds_everything_and_loads_nothing(tmp_path: Path) -> None
     path = write_report(write_run(tmp_path / "tiny"))
     assert path == tmp_path / "tiny" / "report.html"
     text, found = path.read_text(encoding="utf-8"), outline(path)
-    assert found.tags.count("svg") == 7  # loss, three small ones, balance, blocks, experts
+    assert found.tags.count("svg") == 7  # loss, two small ones, schedules, balance, blocks, experts
     assert "script" not in found.tags and "link" not in found.tags
     assert all(link.startswith(("#", "data:")) for link in found.links)
     assert not re.search(r"url\((?!#)|@import", text)
