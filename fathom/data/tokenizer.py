@@ -8,17 +8,28 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from functools import cached_property
 from hashlib import sha256
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
 from tokenizers import Tokenizer as Backend
 
 from fathom.data.chat import CHAT_TEMPLATE
-from fathom.data.vocabulary import BOS, EOS, PAD, PLACEHOLDER, train_bpe, train_characters
+from fathom.data.vocabulary import (
+    BOS,
+    EOS,
+    PAD,
+    PLACEHOLDER,
+    cuts_like_released,
+    stretches,
+    train_bpe,
+    train_characters,
+)
+from fathom.data.watched import Say
 from fathom.errors import DataError
 
 TOKENIZER_FILE = "tokenizer.json"
@@ -39,11 +50,19 @@ class Tokenizer:
         self._backend.encode_special_tokens = True
 
     @classmethod
-    def train(cls, texts: Iterable[str], vocab_size: int | None, kind: str = "bpe") -> Tokenizer:
+    def train(
+        cls,
+        texts: Iterable[str],
+        vocab_size: int | None,
+        kind: str = "bpe",
+        say: Say | None = None,
+        total_bytes: int | None = None,
+    ) -> Tokenizer:
         """A tokenizer of exactly `vocab_size` ids learned from `texts`, the same for the same texts.
 
         kind "bpe": byte-level BPE in the released layout, any text can be encoded. kind "char": one id per
         character, text with other characters cannot; `vocab_size` None takes as many ids as that needs.
+        `say` hears how far the training of a BPE is, with the time left if the texts' `total_bytes` are known.
         Raises `DataError` for a size that is too small.
         """
         if kind == "char":
@@ -59,7 +78,7 @@ class Tokenizer:
             "pad_token": PAD,
             "chat_template": CHAT_TEMPLATE,
         }
-        return cls(train_bpe(texts, vocab_size).to_str(), _SETTINGS | settings)
+        return cls(train_bpe(texts, vocab_size, say, total_bytes).to_str(), _SETTINGS | settings)
 
     @classmethod
     def load(cls, path: str | Path) -> Tokenizer:
@@ -119,6 +138,30 @@ class Tokenizer:
             return "the text holds half a surrogate pair; pass valid Unicode text"
         remedy = "leave them out, or train with the 'bpe' tokenizer"
         return unknown and f"the tokenizer does not know the characters {unknown[:10]!r}; {remedy}"
+
+    def stretches(self, text: str, size: int = 1_000_000) -> Iterator[str]:
+        """`text` in parts of about `size` characters whose ids, one after the other, are those of the whole.
+
+        A loaded tokenizer that cuts in another way gets the text in one part: it may see a text's beginning
+        differently from its middle.
+        """
+        return stretches(text, size) if self._cuts_like_released else iter([text])
+
+    @cached_property
+    def _cuts_like_released(self) -> bool:
+        return cuts_like_released(json.loads(self._definition))
+
+    def pieces(self, text: str) -> list[tuple[str, list[int]]]:
+        """What pre-tokenisation cuts `text` into, each piece with its ids; together they are `encode(text)`."""
+        self.encode(text)  # for its errors
+        encoding = self._backend.encode(text, add_special_tokens=False)
+        found: list[tuple[str, list[int]]] = []
+        for _, group in groupby(range(len(encoding.ids)), lambda i: encoding.word_ids[i]):
+            places = list(group)
+            start = min(encoding.offsets[i][0] for i in places)
+            end = max(encoding.offsets[i][1] for i in places)
+            found.append((text[start:end], [encoding.ids[i] for i in places]))
+        return found
 
     def prompt_ids(self, text: str) -> list[int]:
         """Ids of a text that a model is to continue: with begin-of-sentence where the settings add it (our own training
