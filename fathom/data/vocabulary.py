@@ -67,7 +67,9 @@ _CERTAIN_CUT = re.compile(
     f"|(?<={_HAN_AND_KANA[:-1]})(?!{_HAN_AND_KANA[:-1]})"  # the end of a Han or kana run
 )
 _ANY_CHARACTER = r"[\s\S]"
-_READ_AT_ONCE = 100_000  # the trainer takes 256 texts together, and needs some 20 bytes for one of theirs
+_READ_AT_ONCE = (
+    100_000  # the trainer takes 256 texts together, and needs some 20 bytes for one of theirs
+)
 
 
 def pieces(text: str) -> list[str]:
@@ -132,9 +134,7 @@ def train_bpe(
     return backend
 
 
-def _learned(
-    texts: Iterable[str], size: int, say: Say | None, total_bytes: int | None
-) -> Backend:
+def _learned(texts: Iterable[str], size: int, say: Say | None, total_bytes: int | None) -> Backend:
     """The first control tokens, the bytes, and merges up to `size` ids."""
     backend = Backend(models.BPE())
     to_bytes = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
