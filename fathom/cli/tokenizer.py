@@ -34,7 +34,7 @@ def tokenizer(
     ] = None,
     read_at_most: Annotated[
         int, typer.Option(metavar="MB", min=1, help="Of more text than this, learn from a part.")
-    ] = 200,
+    ] = 100,
     show: Annotated[
         str | None, typer.Option(metavar="TEXT", help="Show the pieces, tokens and ids of a text.")
     ] = None,

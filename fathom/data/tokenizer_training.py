@@ -19,8 +19,8 @@ from fathom.data.tokenizer import Tokenizer
 from fathom.data.watched import Say
 from fathom.errors import DataError
 
-READ_AT_MOST = 200_000_000
-"""About how many bytes a tokenizer is learned from (our choice): enough for 128K ids in some 4 GiB of memory."""
+READ_AT_MOST = 100_000_000
+"""About how many bytes a tokenizer is learned from (our choice): two GiB of memory for a mixture of languages."""
 SAMPLE_BYTES = 4_000_000
 """About how much text is encoded to measure bytes per token."""
 _BATCH = 64

@@ -34,11 +34,9 @@ PLACEHOLDER = "<｜place▁holder▁no▁{}｜>"
 
 _FIRST = [BOS, EOS, PAD]
 _LAST = [FIM_HOLE, FIM_BEGIN, FIM_END, USER, ASSISTANT, EOT]
-_OF_TOOLS = (
-    *("calls▁begin", "calls▁end", "call▁begin", "call▁end"),
-    *("outputs▁begin", "outputs▁end", "output▁begin", "output▁end", "sep"),
-)
-_TOOLS = [f"<｜tool▁{name}｜>" for name in _OF_TOOLS]
+_TOOL_PARTS = ("calls", "call", "outputs", "output")
+_OF_TOOLS = [f"{what}▁{end}" for what in _TOOL_PARTS for end in ("begin", "end")]
+_TOOLS = [f"<｜tool▁{name}｜>" for name in (*_OF_TOOLS, "sep")]
 _SMALLEST_BPE = len(_FIRST) + 256 + len(_LAST)
 
 RELEASED_MERGED = 128_000
@@ -67,9 +65,8 @@ _CERTAIN_CUT = re.compile(
     f"|(?<={_HAN_AND_KANA[:-1]})(?!{_HAN_AND_KANA[:-1]})"  # the end of a Han or kana run
 )
 _ANY_CHARACTER = r"[\s\S]"
-_READ_AT_ONCE = (
-    100_000  # the trainer takes 256 texts together, and needs some 20 bytes for one of theirs
-)
+_READ_AT_ONCE = 100_000
+"""Characters that the trainer gets as one text: it holds 256 texts at a time."""
 
 
 def pieces(text: str) -> list[str]:

@@ -22,7 +22,7 @@ class TrainingProgress:
     def __init__(
         self, say: Say | None, total_bytes: int | None = None, every: float = EVERY
     ) -> None:
-        self._say = say or (lambda line: None)
+        self._say = say
         self._total = total_bytes
         self._every = every
         self._over = threading.Event()
@@ -43,6 +43,14 @@ class TrainingProgress:
 
     def reading(self, texts: Iterable[str]) -> Iterator[str]:
         """`texts` as they come; merging begins when they end."""
+        if self._say is None:
+            yield from texts
+        else:
+            yield from self._counted(texts, self._say)
+            self._merging = threading.Thread(target=self._tell, args=(self._say,), daemon=True)
+            self._merging.start()
+
+    def _counted(self, texts: Iterable[str], say: Say) -> Iterator[str]:
         began = said = time.monotonic()
         read = 0
         for text in texts:
@@ -50,16 +58,14 @@ class TrainingProgress:
             read += len(text.encode())
             now = time.monotonic()
             if now - said >= self._every:
-                self._say(reading_line(read, now - began, self._total))
+                say(reading_line(read, now - began, self._total))
                 said = now
-        self._say(reading_line(read, time.monotonic() - began, None) + ", all read; merging")
-        self._merging = threading.Thread(target=self._tell_merging, daemon=True)
-        self._merging.start()
+        say(reading_line(read, time.monotonic() - began, None) + ", all read; merging")
 
-    def _tell_merging(self) -> None:
+    def _tell(self, say: Say) -> None:
         began = time.monotonic()
         while not self._over.wait(self._every):
-            self._say(f"merging for {time.monotonic() - began:.0f} s")
+            say(f"merging for {time.monotonic() - began:.0f} s")
 
 
 def reading_line(read: int, seconds: float, total: int | None) -> str:

@@ -71,6 +71,14 @@ def sentence_bpe() -> Tokenizer:
     return opened(backend, {"bos_token": "<s>", "eos_token": {"content": "</s>"}})
 
 
+def whole_word_bpe() -> Tokenizer:
+    """As Llama 3 has it: a word that is an entry is taken whole. Here the control token is an entry, too."""
+    content = json.loads(byte_bpe()._definition)
+    content["model"]["ignore_merges"] = True
+    content["pre_tokenizer"]["use_regex"] = False
+    return Tokenizer(json.dumps(content), {})
+
+
 def unigram(pieces: list[tuple[str, float]] | None = None) -> Tokenizer:
     """As T5 has it: likeliest pieces, blanks become ▁, also before a text."""
     characters = sorted({c for text in TEXTS for c in text} | {"▁"})

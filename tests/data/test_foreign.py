@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from functools import cache
+from pathlib import Path
 from unicodedata import normalize
 
 import pytest
@@ -19,20 +21,21 @@ from tests.data import foreign
 KINDS = [
     foreign.byte_bpe,
     foreign.sentence_bpe,
+    foreign.whole_word_bpe,
     foreign.unigram,
     foreign.word_piece,
     foreign.with_dropout,
 ]
 TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=60)
-MADE: dict[Callable[[], Tokenizer], Tokenizer] = {}
 
 
+@cache
 def made(kind: Callable[[], Tokenizer]) -> Tokenizer:
-    return MADE.setdefault(kind, kind()) if kind not in MADE else MADE[kind]
+    return kind()
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_they_load_save_and_stream(kind: Callable[[], Tokenizer], tmp_path) -> None:
+def test_they_load_save_and_stream(kind: Callable[[], Tokenizer], tmp_path: Path) -> None:
     tokenizer = made(kind)
     tokenizer.save(tmp_path)
     loaded = Tokenizer.load(tmp_path)
