@@ -27,7 +27,7 @@ import numpy as np
 from harness import MIB, describe, environment, peak_bytes, resident_bytes, table, write_json
 
 from fathom.data import Rejects, Tokenizer, read_documents
-from fathom.data.boundary import MergedTokens
+from fathom.data.boundary import RATE, MergedTokens
 from fathom.data.draws import key_of
 from fathom.data.split import TAIL, Split
 
@@ -109,7 +109,7 @@ def compression(name: str, tokenizer: Tokenizer, folder: Path) -> dict[str, Any]
     sums: dict[str, np.ndarray] = {}
     for kind, text in pieces(folder, held_out=True):
         ids = np.array(tokenizer.encode(text))
-        split = len(merged.split(ids, 0.1, key_of(text, 0))) if len(merged.ids) else len(ids)
+        split = len(merged.split(ids, RATE, key_of(text, 0))) if len(merged.ids) else len(ids)
         joined = int((merged.length[ids] > 1).sum())
         row = np.array([len(text.encode()), len(ids), joined, split])
         sums[kind] = sums.get(kind, 0) + row
@@ -118,7 +118,7 @@ def compression(name: str, tokenizer: Tokenizer, folder: Path) -> dict[str, Any]
             "bytes": int(size),
             "bytes_per_token": size / count,
             "merged_share": joined / count,
-            "longer_at_0.1": split / count - 1,
+            "longer_when_split": split / count - 1,
         }
         for kind, (size, count, joined, split) in sorted(sums.items())
     }
@@ -151,7 +151,7 @@ def training_table(rows: list[dict[str, Any]]) -> str:
 def compression_table(rows: list[dict[str, Any]]) -> str:
     kinds = sorted(rows[0]["kinds"])
     heads = ["tokenizer", "ids", *(f"{kind}: bytes per token" for kind in kinds)]
-    heads += [f"{kind}: merged, longer at rate 0.1" for kind in kinds]
+    heads += [f"{kind}: merged, longer at rate {RATE}" for kind in kinds]
     lines = []
     for row in rows:
         found = [row["kinds"][kind] for kind in kinds]
@@ -160,7 +160,7 @@ def compression_table(rows: list[dict[str, Any]]) -> str:
                 row["name"],
                 f"{row['vocab_size']:,}",
                 *(f"{k['bytes_per_token']:.3f}" for k in found),
-                *(f"{k['merged_share']:.2%}, {k['longer_at_0.1']:.2%}" for k in found),
+                *(f"{k['merged_share']:.2%}, {k['longer_when_split']:.2%}" for k in found),
             ]
         )
     return table(heads, lines)

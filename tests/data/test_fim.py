@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from fathom.data import Tokenizer
 from fathom.data.draws import key_of
-from fathom.data.fim import SHORTEST, FimTokens, Parts, cut, fim_ids
+from fathom.data.fim import RATE, SHORTEST, FimTokens, Parts, cut, fim_ids
 from fathom.errors import DataError
 
 TEXT = st.text(st.characters(exclude_categories=["Cs"]), min_size=SHORTEST, max_size=80)
@@ -56,8 +56,8 @@ def test_a_higher_rate_permutes_the_same_documents_and_more(
 
 def test_the_share_is_the_rate_and_places_are_uniform() -> None:
     texts = [f"document {i:08}" for i in range(4000)]
-    found = [parts for text in texts if (parts := cut(text, 0.1, key_of(text, 0)))]
-    assert abs(len(found) - 400) < 4 * np.sqrt(4000 * 0.1 * 0.9)
+    found = [parts for text in texts if (parts := cut(text, RATE, key_of(text, 0)))]
+    assert RATE == 0.1 and abs(len(found) - 400) < 4 * np.sqrt(4000 * 0.1 * 0.9)
     everything = [cut(text, 1.0, key_of(text, 1)) for text in texts]
     pairs = [(len(p.prefix), len(p.prefix) + len(p.middle)) for p in everything if p]
     seen = np.zeros((18, 18), int)

@@ -12,7 +12,7 @@ from itertools import islice
 from pathlib import Path
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fathom.data import Tokenizer, vocabulary
@@ -287,9 +287,7 @@ def _checked_text(check: dict) -> str:
 
 
 @given(st.lists(st.one_of(TEXT, SPELLED), max_size=8).map("".join))
-@settings(
-    max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+@settings(max_examples=100, deadline=None)
 def test_identity_of_the_released_tokenizer(released: Tokenizer, text: str) -> None:
     ids = released.encode(text)
     assert released.decode(ids) == text and all(2 < i < 128_000 for i in ids)
