@@ -7,22 +7,35 @@ document or in a user's message is encoded as the characters it is made of.
 from __future__ import annotations
 
 import json
-import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from functools import cached_property
 from hashlib import sha256
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
 from tokenizers import Tokenizer as Backend
 
 from fathom.data.chat import CHAT_TEMPLATE
-from fathom.data.vocabulary import BOS, EOS, PAD, PLACEHOLDER, train_bpe, train_characters
+from fathom.data.definition import control_tokens, reading_controls, reading_text
+from fathom.data.text_stream import TextStream
+from fathom.data.vocabulary import (
+    BOS,
+    EOS,
+    PAD,
+    PLACEHOLDER,
+    cuts_like_released,
+    stretches,
+    train_bpe,
+    train_characters,
+)
+from fathom.data.watched import Say
 from fathom.errors import DataError
 
 TOKENIZER_FILE = "tokenizer.json"
 SETTINGS_FILE = "tokenizer_config.json"
+TEMPLATE_FILE = "chat_template.jinja"
 CHAT_KEY = "fathom_chat"
 _PLACEHOLDER_START = PLACEHOLDER.split("{")[0]
 
@@ -33,17 +46,23 @@ class Tokenizer:
     def __init__(self, definition: str, settings: Mapping[str, Any]) -> None:
         self._definition = definition
         self.settings = dict(settings)
-        self._controls = _control_tokens(definition)
-        self._backend = _backend(definition, self._controls)
-        # Which means: as the characters they are spelled with.
-        self._backend.encode_special_tokens = True
+        self._controls = control_tokens(definition)
+        self._backend = reading_text(definition, self._controls)
 
     @classmethod
-    def train(cls, texts: Iterable[str], vocab_size: int | None, kind: str = "bpe") -> Tokenizer:
+    def train(
+        cls,
+        texts: Iterable[str],
+        vocab_size: int | None,
+        kind: str = "bpe",
+        say: Say | None = None,
+        total_bytes: int | None = None,
+    ) -> Tokenizer:
         """A tokenizer of exactly `vocab_size` ids learned from `texts`, the same for the same texts.
 
         kind "bpe": byte-level BPE in the released layout, any text can be encoded. kind "char": one id per
         character, text with other characters cannot; `vocab_size` None takes as many ids as that needs.
+        `say` hears how far the training of a BPE is, with the time left if the texts' `total_bytes` are known.
         Raises `DataError` for a size that is too small.
         """
         if kind == "char":
@@ -59,7 +78,7 @@ class Tokenizer:
             "pad_token": PAD,
             "chat_template": CHAT_TEMPLATE,
         }
-        return cls(train_bpe(texts, vocab_size).to_str(), _SETTINGS | settings)
+        return cls(train_bpe(texts, vocab_size, say, total_bytes).to_str(), _SETTINGS | settings)
 
     @classmethod
     def load(cls, path: str | Path) -> Tokenizer:
@@ -76,9 +95,10 @@ class Tokenizer:
             raise DataError(f"{file} is not a tokenizer this library reads ({error})") from error
 
     def save(self, directory: str | Path, model_max_length: int | None = None) -> None:
-        """Write tokenizer.json and tokenizer_config.json, as `transformers` reads them.
+        """Write tokenizer.json, tokenizer_config.json and chat_template.jinja, as `transformers` reads them.
 
-        `model_max_length` is written where the settings have none of their own.
+        The template is in both of the latter, for tools old and new. `model_max_length` is written where the settings
+        have none of their own.
         """
         folder = Path(directory)
         folder.mkdir(parents=True, exist_ok=True)
@@ -86,6 +106,8 @@ class Tokenizer:
         text = json.dumps(limit | self.settings, indent=2, ensure_ascii=False, sort_keys=True)
         (folder / TOKENIZER_FILE).write_text(self._definition, encoding="utf-8")
         (folder / SETTINGS_FILE).write_text(text + "\n", encoding="utf-8")
+        if isinstance(template := self.settings.get("chat_template"), str):
+            (folder / TEMPLATE_FILE).write_text(template, encoding="utf-8")
 
     def encode(self, text: str, allow_special: bool = False) -> list[int]:
         """Ids of `text`, nothing added. With `allow_special`, spelled-out control tokens become those tokens.
@@ -97,7 +119,7 @@ class Tokenizer:
 
     @cached_property
     def _reading_controls(self) -> Backend:
-        return _backend(self._definition, self._controls)
+        return reading_controls(self._definition, self._controls)
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
         """`encode` of many texts, on all cores."""
@@ -120,6 +142,30 @@ class Tokenizer:
         remedy = "leave them out, or train with the 'bpe' tokenizer"
         return unknown and f"the tokenizer does not know the characters {unknown[:10]!r}; {remedy}"
 
+    def stretches(self, text: str, size: int = 1_000_000) -> Iterator[str]:
+        """`text` in parts of about `size` characters whose ids, one after the other, are those of the whole.
+
+        A loaded tokenizer that cuts in another way gets the text in one part: it may see a text's beginning
+        differently from its middle.
+        """
+        return stretches(text, size) if self._cuts_like_released else iter([text])
+
+    @cached_property
+    def _cuts_like_released(self) -> bool:
+        return cuts_like_released(json.loads(self._definition))
+
+    def pieces(self, text: str) -> list[tuple[str, list[int]]]:
+        """What pre-tokenisation cuts `text` into, each piece with its ids; together they are `encode(text)`."""
+        self.encode(text)  # for its errors
+        encoding = self._backend.encode(text, add_special_tokens=False)
+        found: list[tuple[str, list[int]]] = []
+        for _, group in groupby(range(len(encoding.ids)), lambda i: encoding.word_ids[i]):
+            places = list(group)
+            start = min(encoding.offsets[i][0] for i in places)
+            end = max(encoding.offsets[i][1] for i in places)
+            found.append((text[start:end], [encoding.ids[i] for i in places]))
+        return found
+
     def prompt_ids(self, text: str) -> list[int]:
         """Ids of a text that a model is to continue: with begin-of-sentence where the settings add it (our own training
         does not), and for an empty text the end of the document before."""
@@ -132,9 +178,13 @@ class Tokenizer:
         """Text of `ids`, control tokens spelled out; bytes that are not UTF-8 become U+FFFD."""
         return self._backend.decode(list(ids), skip_special_tokens=False)
 
+    def spelling(self, token: int) -> str | None:
+        """How the file spells an id (bytes as the characters that stand for them); None for an id it does not have."""
+        return self._backend.id_to_token(token)
+
     def stream(self) -> TextStream:
         """A decoder for ids that arrive one by one."""
-        return TextStream(self)
+        return TextStream(self.decode)
 
     def control_id(self, spelling: str) -> int:
         """Id of a control token; `DataError` when this tokenizer has none of that spelling."""
@@ -203,58 +253,9 @@ _SETTINGS = {
 }
 
 
-class TextStream:
-    """Ids in, text out as soon as its characters are complete; all pushes and `flush` together equal `decode`."""
-
-    def __init__(self, tokenizer: Tokenizer) -> None:
-        self._tokenizer = tokenizer
-        # The last ids shown, and decoded again before the next: some decoders treat a text's beginning differently.
-        self._shown: list[int] = []
-        self._waiting: list[int] = []
-
-    def push(self, token: int) -> str:
-        """The text that became complete with this token, often nothing while a character's bytes arrive."""
-        self._waiting.append(token)
-        text = self._text()
-        return "" if text.endswith("\ufffd") else self._show(text)
-
-    def flush(self) -> str:
-        """What is still waiting, with U+FFFD for bytes that never became a character."""
-        return self._show(self._text())
-
-    def _text(self) -> str:
-        before = self._tokenizer.decode(self._shown)
-        return self._tokenizer.decode(self._shown + self._waiting)[len(before) :]
-
-    def _show(self, text: str) -> str:
-        if self._waiting:
-            self._shown, self._waiting = self._waiting, []
-        return text
-
-
-def _control_tokens(definition: str) -> dict[str, int]:
-    """Added tokens that steer a model rather than abbreviate text: marked special, or spelled <...>.
-
-    The released file does not mark its role tokens as special, so the mark alone is not enough.
-    """
-    added = json.loads(definition).get("added_tokens") or []
-    return {
-        t["content"]: t["id"] for t in added if t["special"] or re.fullmatch("<.+>", t["content"])
-    }
-
-
-def _backend(definition: str, controls: Mapping[str, int]) -> Backend:
-    """The tokenizer with every control token marked special, so that all are read or none."""
-    content = json.loads(definition)
-    for token in content.get("added_tokens") or []:
-        token["special"] = token["content"] in controls
-    content["truncation"] = content["padding"] = None
-    return Backend.from_str(json.dumps(content))
-
-
 def _read_settings(folder: Path) -> dict[str, Any]:
     """tokenizer_config.json, with the chat template that newer `transformers` put into a file of its own."""
-    file, template = folder / SETTINGS_FILE, folder / "chat_template.jinja"
+    file, template = folder / SETTINGS_FILE, folder / TEMPLATE_FILE
     settings = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
     if "chat_template" not in settings and template.exists():
         settings["chat_template"] = template.read_text(encoding="utf-8")

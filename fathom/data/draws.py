@@ -1,0 +1,30 @@
+"""Random numbers that belong to a document (report §4.1: what is done to a share of the documents or tokens).
+
+A draw depends on the document's content, the seed and the purpose, on nothing else: not on the number of workers, the
+order of reading or other documents. Each purpose has a stream of its own, so that the documents permuted for
+fill-in-the-middle are not the ones whose tokens are split. The numbers come from the raw output of Philox, a counter
+based generator whose stream numpy keeps stable; its distributions may change between versions and are not used.
+"""
+
+from __future__ import annotations
+
+from hashlib import blake2b
+
+import numpy as np
+
+
+def key_of(text: str, seed: int) -> int:
+    """A key of 64 bits for a document."""
+    digest = blake2b(text.encode(), digest_size=8, key=f"draws {seed}".encode()).digest()
+    return int.from_bytes(digest)
+
+
+def uniform(key: int, purpose: str, count: int) -> np.ndarray:
+    """`count` numbers in [0, 1) as float64: the beginning of the stream of `key` (64 bits) and `purpose`."""
+    bits = _stream(key, purpose).random_raw(count)
+    return (bits >> np.uint64(11)) * 2.0**-53
+
+
+def _stream(key: int, purpose: str) -> np.random.Philox:
+    number = int.from_bytes(blake2b(purpose.encode(), digest_size=8).digest())
+    return np.random.Philox(key=np.array([key, number], np.uint64))
