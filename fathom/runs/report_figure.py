@@ -135,7 +135,8 @@ def finish(
     axes.margins(x=0.01)
     _mark_stages(axes, run, ink)
     if legend and axes.get_legend_handles_labels()[0]:
-        axes.legend(loc=legend)
+        below_names = 0.88 if len(run.stages()) > 1 else 1.0
+        axes.legend(loc=legend, bbox_to_anchor=(0, 0, 1, below_names))
 
 
 def _mark_stages(axes: Any, run: RunData, ink: str) -> None:
@@ -146,10 +147,12 @@ def _mark_stages(axes: Any, run: RunData, ink: str) -> None:
     ends: list[float] = []
     for step, name in stages if len(stages) > 1 else []:
         axes.axvline(step, color=FAINT, linewidth=0.8, linestyle=(0, (2, 3)))
-        row = next((i for i, end in enumerate(ends) if end < step), len(ends))
-        ends[row : row + 1] = [step + (0.1 + 0.075 * len(name)) * inch]
+        width = (0.1 + 0.075 * len(name)) * inch
+        start = max(min(step, high - width), low)
+        row = next((i for i, end in enumerate(ends) if end <= start), len(ends))
+        ends[row : row + 1] = [start + width]
         axes.annotate(
-            f" {name}", (step, 1.0), xycoords=axes.get_xaxis_transform(), xytext=(0, -11 * row),
+            f" {name}", (start, 1.0), xycoords=axes.get_xaxis_transform(), xytext=(0, -11 * row),
             textcoords="offset points", va="top", fontsize=9, color=ink,
         )  # fmt: skip
 
