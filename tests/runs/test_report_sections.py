@@ -13,6 +13,7 @@ from fathom.runs.report_context import position_panels
 from fathom.runs.report_data import RunData
 from fathom.runs.report_page import headline
 from fathom.runs.report_schedules import schedules_as_run, tokens_asked, tokens_by_source
+from fathom.runs.report_sections import context, data_seen, schedules, spikes
 from tests.runs.staged_run import SPIKES, STAGES, write_staged_run
 from tests.runs.test_report import outline, step_line, write_jsonl, write_run
 
@@ -75,7 +76,7 @@ def test_only_what_changed_is_drawn(text: str, tmp_path: Path) -> None:
     ):
         assert label in text
     folder = write_run(tmp_path / "steady", steps=5, batch=4, seq_len=250, gamma=0.01)
-    steady = write_report(folder).read_text(encoding="utf-8")
+    steady = schedules(RunData.read(folder))
     assert "learning rate" in steady and "sequences in a step" not in steady
     assert (
         "Unchanged throughout: batch = 4, seq_len = 250, gamma = 0.01, tokens_per_step = 1000."
@@ -94,7 +95,7 @@ def test_spikes_are_counted_told_and_escaped(run: RunData, text: str) -> None:
 def test_many_spikes_are_folded_and_cut(tmp_path: Path) -> None:
     folder = write_run(tmp_path / "wild")
     write_jsonl(folder / "spikes.jsonl", [SPIKES[0] | {"step": step} for step in range(1, 251)])
-    text = write_report(folder).read_text(encoding="utf-8")
+    text = spikes(RunData.read(folder))
     assert "the last 200 of 250" in text and "250 skipped" in text
     assert "<td>51</td>" in text and "<td>50</td>" not in text
     assert "<details><summary>Steps" in text
@@ -115,7 +116,7 @@ def test_sources_without_weights_are_by_size(tmp_path: Path) -> None:
     folder = write_run(tmp_path / "sized")
     lines = [step_line(s, seq_len=8, sources={"a": 3, "b": 1}) for s in (1, 2)]
     write_jsonl(folder / "metrics.jsonl", lines)
-    text = write_report(folder).read_text(encoding="utf-8")
+    text = data_seen(RunData.read(folder))
     assert "<td>a</td><td>48</td><td>75.00 %</td><td>by size</td>" in text
 
 
@@ -135,4 +136,4 @@ def test_what_is_not_a_number_in_a_grid_is_left_blank(tmp_path: Path) -> None:
     folder = write_run(tmp_path / "half")
     grid = {"lengths": [64, 128], "depths": [0.0, 1.0], "found": [[1.0, 0.5], [float("nan"), 0.0]]}
     (folder / "needle.jsonl").write_text(json.dumps({"step": 30, "when": "after", **grid}) + "\n")
-    assert "after, 50 % found" in write_report(folder).read_text(encoding="utf-8")
+    assert "after, 50 % found" in context(RunData.read(folder))
