@@ -13,6 +13,9 @@ from fathom.model.cache import LatentCache
 from fathom.model.config import ModelConfig
 from fathom.model.rope import RotaryTable
 
+LONG = 1024
+"""Positions from which padding is told without a T x T mask; short batches are quicker all rows at once."""
+
 
 @dataclass
 class RouterRecord:
@@ -79,6 +82,17 @@ def document_segments(document_ids_BT: Tensor) -> tuple[tuple[tuple[int, int], .
     return tuple(rows)
 
 
+def padded_segments(attention_mask_BT: Tensor) -> tuple[tuple[tuple[int, int], ...], ...] | None:
+    """Rows with padding before and behind their tokens as pieces that attend to themselves only.
+
+    None when a row has padding in between, which only a mask can say.
+    """
+    shown = attention_mask_BT.bool()
+    begins = torch.nn.functional.pad(shown[:, 1:] & ~shown[:, :-1], (1, 0))
+    begins[:, 0] = shown[:, 0]
+    return document_segments(shown.long()) if int(begins.sum(1).amax()) <= 1 else None
+
+
 def visibility(
     attention_mask_BS: Tensor | None,
     document_ids_BT: Tensor | None,
@@ -100,6 +114,10 @@ def visibility(
             f"attention_mask of shape {tuple(attention_mask_BS.shape)} does not cover {batch} rows "
             f"of {start} cached and {T} new tokens; pass one of shape {(batch, S)}"
         )
+    if start == 0 and document_ids_BT is None and T >= LONG:
+        runs = padded_segments(attention_mask_BS)
+        if runs is not None:
+            return kernels.Visible(segments=runs)
     device = attention_mask_BS.device
     query, key = torch.arange(start, S, device=device), torch.arange(S, device=device)
     mask = (key <= query[:, None]) & attention_mask_BS.bool()[:, None, :]

@@ -35,6 +35,17 @@ class Losses:
     mtp_by_depth: tuple[Tensor, ...]
     expert_load: Tensor
 
+    def detached(self) -> Losses:
+        """The same numbers without the graph behind them."""
+        return Losses(
+            self.main.detach(),
+            self.mtp.detach(),
+            self.balance.detach(),
+            self.total.detach(),
+            tuple(depth.detach() for depth in self.mtp_by_depth),
+            self.expert_load,
+        )
+
 
 def losses(
     model: Transformer,

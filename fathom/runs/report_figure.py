@@ -98,6 +98,7 @@ def _inline(svg: str, name: str) -> str:
     svg = re.sub(r"(font: [^;\"]*?px )[^;\"]*", r"\1inherit-font", svg).replace(
         "inherit-font", "var(--font)"
     )
+    svg = re.sub(r'(<image[^>]*?) id="[^"]*"', r"\1", svg)  # equal images would share one
     svg = re.sub(r'\bid="', f'id="{name}-', svg)
     svg = re.sub(r'href="#', f'href="#{name}-', svg).replace("url(#", f"url(#{name}-")
     for stand_in, variable in INK.items():
@@ -123,33 +124,36 @@ def two_lines(axes: Any, run: RunData, key: str, color: str, label: str) -> None
     axes.plot(steps, smoothed(values), color=color, linewidth=2, label=label)
 
 
-def finish(axes: Any, run: RunData, label: str, legend: str | None = "upper right") -> None:
-    """Title, axis of steps, borders and names of stages, legend."""
+def finish(
+    axes: Any, run: RunData, label: str, legend: str | None = "upper right", ink: str = TEXT
+) -> None:
+    """Title, axis of steps, borders of stages with their names in `ink`, legend."""
     axes.set_title(label, color=TEXT)
     axes.set_xlabel("step")
     axes.xaxis.set_major_formatter("{x:,.0f}")
     axes.locator_params(axis="x", nbins=6)
     axes.margins(x=0.01)
-    _mark_stages(axes, run)
+    _mark_stages(axes, run, ink)
     if legend and axes.get_legend_handles_labels()[0]:
-        axes.legend(loc=legend)
+        below_names = 0.88 if len(run.stages()) > 1 else 1.0
+        axes.legend(loc=legend, bbox_to_anchor=(0, 0, 1, below_names))
 
 
-def _mark_stages(axes: Any, run: RunData) -> None:
+def _mark_stages(axes: Any, run: RunData, ink: str) -> None:
     """A dotted line and a name where each stage begins; a name that would run into another goes a line lower."""
     stages = run.stages()
     low, high = axes.get_xlim()
-    inch = (high - low) / (
-        axes.figure.get_size_inches()[0] / max(axes.get_subplotspec().get_geometry()[1], 1)
-    )
+    inch = (high - low) / axes.figure.get_size_inches()[0]
     ends: list[float] = []
     for step, name in stages if len(stages) > 1 else []:
         axes.axvline(step, color=FAINT, linewidth=0.8, linestyle=(0, (2, 3)))
-        row = next((i for i, end in enumerate(ends) if end < step), len(ends))
-        ends[row : row + 1] = [step + (0.1 + 0.075 * len(name)) * inch]
+        width = (0.1 + 0.075 * len(name)) * inch
+        start = max(min(step, high - width), low)
+        row = next((i for i, end in enumerate(ends) if end <= start), len(ends))
+        ends[row : row + 1] = [start + width]
         axes.annotate(
-            f" {name}", (step, 1.0), xycoords=axes.get_xaxis_transform(), xytext=(0, -11 * row),
-            textcoords="offset points", va="top", fontsize=9,
+            f" {name}", (start, 1.0), xycoords=axes.get_xaxis_transform(), xytext=(0, -11 * row),
+            textcoords="offset points", va="top", fontsize=9, color=ink,
         )  # fmt: skip
 
 

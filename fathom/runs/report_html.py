@@ -15,9 +15,11 @@ def framed(svg: str, caption: str, wide: bool = False) -> str:
     return f"<figure><div{shape}>{svg}</div><figcaption>{caption}</figcaption></figure>"
 
 
-def details(name: str, remark: str, content: str) -> str:
+def details(name: str, remark: str, content: str, unfolded: bool = False) -> str:
     """Something that is folded away until it is asked for."""
-    return f'<details><summary>{name} <span>· {remark}</span></summary><div class="scroll">{content}</div></details>'
+    summary = f"<summary>{name} <span>· {remark}</span></summary>"
+    opened = " open" if unfolded else ""
+    return f'<details{opened}>{summary}<div class="scroll">{content}</div></details>'
 
 
 def facts_table(facts: Line) -> str:

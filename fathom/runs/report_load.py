@@ -10,6 +10,8 @@ import numpy as np
 from fathom.runs.report_data import RunData, even
 from fathom.runs.report_figure import HALF, ONE, TEXT, TWO, colour_bar, figure, finish, two_lines
 
+ON_PALE = "#1d2129"
+"""Ink of letters on an image, whose colours do not change with the page."""
 MOST_BLOCKS = 9
 """Blocks of which the report draws every expert."""
 
@@ -70,7 +72,7 @@ def block_heat_map(run: RunData) -> str:
         axes.set_yticks(range(1, blocks + 1, max(1, math.ceil(blocks / 16))))
         axes.set_ylabel("MoE block")
         colour_bar(shown, axes)
-        finish(axes, run, "busiest expert / mean load", legend=None)
+        finish(axes, run, "busiest expert / mean load", legend=None, ink=ON_PALE)
 
     return figure(draw, (10.4, 1.6 + 0.24 * min(blocks, 16)), "blocks")
 

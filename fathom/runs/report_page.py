@@ -144,7 +144,8 @@ def _curves(run: RunData) -> str:
         figures.append(
             framed(
                 curves.speed(run),
-                "Time of the training steps alone. Dips mean that the machine did other work beside them.",
+                "Time of the training steps alone. Longer sequences are slower; other dips mean that the machine did "
+                "other work beside them.",
             )
         )
     loss = framed(curves.loss(run), _loss_caption(run), wide=True)

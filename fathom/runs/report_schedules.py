@@ -39,7 +39,8 @@ def schedules_as_run(run: RunData) -> Schedules | None:
     if "batch" in values and "seq_len" in values:
         pairs = zip(values["batch"], values["seq_len"], strict=True)
         values["tokens_per_step"] = [batch * length for batch, length in pairs]
-    return Schedules(TokenAxis(stages_of(names, tokens), tokens[-1]), tokens, values)
+    axis = TokenAxis(stages_of(names, tokens), tokens[-1])
+    return Schedules(axis, [0.0, *tokens], {key: [v[0], *v] for key, v in values.items()})
 
 
 def schedules(found: Schedules) -> str:
@@ -103,7 +104,7 @@ def mixture(run: RunData) -> str:
         axes.set_xlim(edges[0], edges[-1])
         axes.yaxis.set_major_formatter(lambda value, _: f"{100 * value:.0f} %")
         axes.grid(False)
-        finish(axes, run, "share of each source", legend=None)
+        finish(axes, run, "share of each source", legend=None, ink="#ffffff")
         axes.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0), reverse=True)
 
     return figure(draw, (WIDE[0], 3.4), "mixture")

@@ -12,8 +12,8 @@ from fathom.runs.token_axis import tokens_text
 
 SKIPPED = ("skip", "rollback")
 """Actions of the guard after which nothing is learnt from a step."""
-MOST_SPIKES = 200
-"""Lines of the table of spikes."""
+FEW_SPIKES, MOST_SPIKES = 12, 200
+"""Lines of the table of spikes up to which it is unfolded, and which it has at most."""
 
 
 def schedules(run: RunData) -> str:
@@ -49,7 +49,7 @@ def spikes(run: RunData) -> str:
     return (
         "<h2>Spikes</h2><p>A step whose loss or gradient norm lies far outside of those before it (z is its robust "
         f"z-score) is not learnt from, if the recipe says so: {', '.join(counts)}.</p>"
-        f"{details('Steps', remark, table)}"
+        f"{details('Steps', remark, table, unfolded=len(shown) <= FEW_SPIKES)}"
     )
 
 

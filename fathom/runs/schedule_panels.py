@@ -34,7 +34,7 @@ class Colours:
 
 @dataclass(frozen=True)
 class Schedules:
-    """What held at each of `tokens`, by the keys of `LABELS`."""
+    """What held up to each of `tokens`, by the keys of `LABELS`."""
 
     axis: TokenAxis
     tokens: Sequence[float]
@@ -50,7 +50,9 @@ class Schedules:
 def draw_panels(panels: Sequence[Any], found: Schedules, keys: Sequence[str], ink: Colours) -> None:
     """One of `keys` in each of `panels`, from the top."""
     for panel, key in zip(panels, keys, strict=True):
-        panel.plot(found.tokens, found.values[key], color=ink.line, linewidth=1.8)
+        panel.plot(
+            found.tokens, found.values[key], color=ink.line, linewidth=1.8, drawstyle="steps-pre"
+        )
         _scale(panel, key, found.values[key])
         found.axis.apply(panel, labels=panel is panels[-1])
         border_stages(panel, found.axis, ink.border)

@@ -119,29 +119,38 @@ def accumulate_gradients(
 
     Weighting each part by its share of targets gives the whole batch's mean.
     """
-    device = model.lm_head.weight.device
     targets_B = batch.targets()
     parts, shares = [], []
     for start in range(0, len(targets_B), micro_batch):
         rows = slice(start, start + micro_batch)
-        part = losses(
-            model,
-            batch.tokens[rows].to(device),
-            None if batch.document_ids is None else batch.document_ids[rows],
-            mtp_weight=moment.mtp_weight,
-            balance_alpha=moment.balance_alpha,
-        )
-        share = (targets_B[rows].sum() / targets_B.sum()).item()
-        (part.total * share).backward()
-        parts.append(part)
-        shares.append(share)
+        shares.append((targets_B[rows].sum() / targets_B.sum()).item())
+        parts.append(_micro_batch(model, batch, rows, shares[-1], moment))
     return _weighted(parts, shares)
+
+
+def _micro_batch(
+    model: Transformer, batch: Batch, rows: slice, share: float, moment: Moment
+) -> Losses:
+    """Gradients of some rows' mean loss times their share of the batch.
+
+    The losses come back without their graph, which would hold on to what recomputation starts from.
+    """
+    device = model.lm_head.weight.device
+    found = losses(
+        model,
+        batch.tokens[rows].to(device),
+        None if batch.document_ids is None else batch.document_ids[rows],
+        mtp_weight=moment.mtp_weight,
+        balance_alpha=moment.balance_alpha,
+    )
+    (found.total * share).backward()
+    return found.detached()
 
 
 def _weighted(parts: list[Losses], shares: list[float]) -> Losses:
     def mean(values: Iterable[Tensor]) -> Tensor:
         pairs = zip(values, shares, strict=True)
-        return torch.stack([value.detach() * share for value, share in pairs]).sum()
+        return torch.stack([value * share for value, share in pairs]).sum()
 
     return Losses(
         mean(part.main for part in parts),

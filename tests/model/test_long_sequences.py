@@ -13,6 +13,7 @@ import fathom
 from fathom.inference.generate import Session
 from fathom.inference.sampling import Sampling
 from fathom.kernels import attention, cross_entropy
+from fathom.model.context import padded_segments
 from fathom.train.positions import loss_by_position
 from tests.live_memory import live
 from tests.model.test_attention import random_tokens
@@ -57,8 +58,16 @@ CASES: dict[str, Callable[[int], Callable[[], object]]] = {
     "a long and a short document": lambda T: step(long_model(), T, documents=2),
     "many documents": lambda T: step(long_model(), T, documents=T // 100),
     "loss by position": lambda T: lambda: loss_by_position(long_model(), data(T + 1), T, T),
+    "a padded batch": lambda T: padded(long_model(), T),
     "reading a prompt in two parts": lambda T: reading(long_model(), T),
 }
+
+
+def padded(model: fathom.Transformer, T: int) -> Callable[[], object]:
+    """Two rows, one of them short."""
+    tokens, mask = random_tokens(2, T), torch.ones(2, T)
+    mask[0, : T // 3] = 0
+    return lambda: model(tokens, attention_mask=mask)
 
 
 def recomputing() -> fathom.Transformer:
@@ -75,6 +84,27 @@ def test_memory_is_in_proportion_to_the_length(case: str, monkeypatch: pytest.Mo
     for before, after in pairwise(seen):
         assert after.peak < 2.1 * before.peak
     assert seen[-1].largest < LENGTHS[-1] ** 2 // 4, "bytes of a quarter of a bool T x T mask"
+
+
+@pytest.mark.parametrize("sides", [(60, 0), (0, 60), (40, 20), (0, 0)])
+def test_long_rows_with_padding_are_read_as_alone(sides: tuple[int, int]) -> None:
+    model, tokens, mask = long_model(), random_tokens(2, 1100), torch.ones(2, 1100)
+    begin, end = sides[0], 1100 - sides[1]
+    mask[0, :begin], mask[0, end:] = 0, 0
+    with torch.no_grad():
+        found = model(tokens, attention_mask=mask, mtp=False).logits
+        for row, lo, hi in ((0, begin, end), (1, 0, 1100)):
+            alone = model(tokens[row : row + 1, lo:hi], mtp=False).logits
+            assert (found[row : row + 1, lo:hi] - alone).abs().max() <= 2e-5
+
+
+def test_padding_in_the_middle_needs_a_mask() -> None:
+    mask = torch.ones(2, 9)
+    assert padded_segments(mask) == (((0, 9),), ((0, 9),))
+    mask[1, :2], mask[1, 7:] = 0, 0
+    assert padded_segments(mask) == (((0, 9),), ((0, 2), (2, 7), (7, 9)))
+    mask[0, 4] = 0
+    assert padded_segments(mask) is None
 
 
 def test_whole_logits_never_exist() -> None:

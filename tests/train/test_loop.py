@@ -16,6 +16,7 @@ from fathom.train import loop
 from fathom.train.loop import StagePlan, StepRecord, Trainer, accumulate_gradients, train_stage
 from fathom.train.optimizer import OptimConfig
 from fathom.train.schedule import Moment
+from tests.live_memory import live
 from tests.model.tiny import TINY, tiny_config
 
 BATCH, SEQ_LEN, LAST = 6, 16, 3
@@ -129,6 +130,19 @@ def test_recomputation_changes_neither_weights_nor_counts() -> None:
 
 
 # --- a stage -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("recompute", [False, True])
+def test_memory_is_that_of_one_micro_batch(recompute: bool) -> None:
+    """What recomputation starts from hangs on the graph, which must not outlive the micro-batch."""
+    model = fathom.Transformer(tiny_config(max_position_embeddings=512))
+    model.set_recompute(recompute)
+    moment = Moment("long", 1, 1, 1e-3, 8, 500, 1e-3, 0.3, 1e-4, None)
+    peaks = []
+    for rows in (1, 1, 8):  # the first makes the gradients
+        batch = Batch(torch.randint(TINY["vocab_size"], (rows, 501)))
+        peaks.append(live(lambda b=batch: accumulate_gradients(model, b, 1, moment)).peak)  # type: ignore[misc]
+    assert peaks[2] < 1.05 * peaks[1]
 
 
 def test_loss_goes_down() -> None:
