@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fathom.data.shards import Tokens
 from fathom.errors import DataError
 
 
@@ -19,7 +20,7 @@ class Loader:
     targets and permutes them, so every epoch sees each target once, but for a rest shorter than a window that is
     another one in each epoch."""
 
-    def __init__(self, tokens: np.ndarray, seq_len: int, seed: int) -> None:
+    def __init__(self, tokens: np.ndarray | Tokens, seq_len: int, seed: int) -> None:
         """Raises `DataError` when `tokens` is shorter than one sequence of seq_len + 1."""
         if len(tokens) < seq_len + 1:
             raise DataError(
@@ -54,7 +55,7 @@ class Loader:
 
 
 def held_out_batches(
-    tokens: np.ndarray, seq_len: int, batch: int, limit_tokens: int | None = None
+    tokens: np.ndarray | Tokens, seq_len: int, batch: int, limit_tokens: int | None = None
 ) -> Iterator[Tensor]:
     """int64 [<= batch, seq_len + 1] windows in which every token but the first is a target exactly once.
 
