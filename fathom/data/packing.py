@@ -1,124 +1,127 @@
-"""Packing (report §4.1): documents in a shuffled order, end-of-sentence after each, one file of tokens per side."""
+"""Packing (report §4.1): documents in a shuffled order, end-of-sentence after each, in shards of a bounded size.
+
+The order is that of the documents' hashes, which makes it a bucket sort: a bucket is a range of hashes, its part of
+every encoded stretch lies together there, and sorted in memory it is a shard. How many buckets there are depends on the
+number of tokens alone.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+import json
+from dataclasses import asdict, dataclass
 from hashlib import sha256
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 
-from fathom.data.split import Piece
-from fathom.data.tokenizer import Tokenizer
-from fathom.data.vocabulary import stretches
-from fathom.errors import DataError
+from fathom.data.encoding import ENTRY
+from fathom.data.work import finishing
 
-SIDES = ("train", "held_out")
-_BATCH_CHARACTERS = 2_000_000  # an encoding takes some 100 bytes per token while it is made
+SHARD_BYTES = 128_000_000
+"""About how large a shard may become."""
 
 
-@dataclass
-class Packed:
-    """What was written: pieces, bytes of text, tokens and sha256 for each side, and how a token is stored."""
+@dataclass(frozen=True)
+class ShardRecord:
+    """One shard as the manifest has it: `file`.bin holds tokens, `file`.npy the documents' index."""
 
-    dtype: str
-    documents: dict[str, int] = field(default_factory=dict)
-    bytes: dict[str, int] = field(default_factory=dict)
-    tokens: dict[str, int] = field(default_factory=dict)
-    sha256: dict[str, str] = field(default_factory=dict)
-
-
-@dataclass
-class _Index:
-    """Where the pieces of one side lie among the encoded tokens."""
-
-    order: list[int] = field(default_factory=list)
-    start: list[int] = field(default_factory=list)
-    length: list[int] = field(default_factory=list)
-    bytes: int = 0
-
-    def add(self, piece: Piece, start: int, length: int) -> None:
-        self.order.append(piece.order)
-        self.start.append(start)
-        self.length.append(length)
-        self.bytes += len(piece.text.encode())
+    file: str
+    tokens: int
+    documents: int
+    bytes: int
+    sha256: str
+    index_sha256: str
 
 
-def pack(folder: Path, pieces: Iterable[Piece], tokenizer: Tokenizer, end_last: bool) -> Packed:
-    """Write train.bin and held_out.bin into `folder`.
+@dataclass(frozen=True)
+class Bucket:
+    """The hashes from low to high (excluded) of one side, which become one shard."""
 
-    Pieces are encoded as they come and put in order afterwards, so that memory never holds the corpus.
-    `end_last`: whether the last piece ends a document too (not so when documents were cut in two).
+    side: str
+    low: int
+    high: int
+    last: bool
+    """Whether no document comes after it."""
+
+
+def buckets(side: str, pieces: list[Path], size: int = SHARD_BYTES) -> list[Bucket]:
+    """The buckets of one side of a source that hold any document."""
+    hashes = [np.load(piece / f"{side}.npy", mmap_mode="r")["hash"] for piece in pieces]
+    whole = sum((piece / f"{side}.bin").stat().st_size for piece in pieces)
+    count = 1
+    while whole > size * count:
+        count *= 2
+    edges = [2**64 * i // count for i in range(count + 1)]
+    filled = [
+        (low, high) for low, high in pairwise(edges) if any(_between(h, low, high) for h in hashes)
+    ]
+    return [Bucket(side, *edge, last=edge == filled[-1]) for edge in filled]
+
+
+def _between(hashes: np.ndarray, low: int, high: int) -> bool:
+    first, last = _range(hashes, low, high)
+    return first < last
+
+
+def _range(hashes: np.ndarray, low: int, high: int) -> tuple[int, int]:
+    """Where the hashes of a bucket begin and end in a sorted array."""
+    first = int(np.searchsorted(hashes, np.uint64(low)))
+    last = len(hashes) if high == 2**64 else int(np.searchsorted(hashes, np.uint64(high)))
+    return first, last
+
+
+def pack_bucket(
+    bucket: Bucket, pieces: list[Path], dtype: str, end_last: bool, name: str, piece: Path
+) -> int:
+    """Merge a bucket into the folder `piece`: the shard `name` and record.json, its `ShardRecord`.
+
+    Gives the bytes of its tokens.
+
+    end_last: whether the last document of all ends with its end-of-sentence too (not where documents were cut in two).
     """
-    dtype = np.dtype("<u2" if tokenizer.vocab_size <= 2**16 else "<u4")
-    unordered = folder / "unordered.bin"
-    index = _encode(unordered, pieces, tokenizer, dtype)
-    tokens = (
-        np.memmap(unordered, dtype=dtype, mode="r")
-        if unordered.stat().st_size
-        else np.empty(0, dtype)
+    parts = [_part(path, bucket, np.dtype(dtype)) for path in pieces]
+    index = np.concatenate([np.empty(0, ENTRY), *(entries for entries, _ in parts)])
+    documents = [ids for _, texts in parts for ids in texts]
+    order = np.argsort(index["hash"], kind="stable")
+    lengths = np.array([len(ids) for ids in documents], np.int64)[order]
+    index = index[order]
+    index["start"] = np.cumsum(lengths) - lengths
+    tokens = np.concatenate([documents[i] for i in order])
+    if bucket.last and not end_last:
+        tokens = tokens[:-1]
+    with finishing(piece) as folder:
+        record = _write(folder, name, tokens, index)
+        (folder / "record.json").write_text(json.dumps(asdict(record)), encoding="utf-8")
+    return tokens.nbytes
+
+
+def _part(piece: Path, bucket: Bucket, dtype: np.dtype) -> tuple[np.ndarray, list[np.ndarray]]:
+    """The bucket's entries and documents of one encoded stretch."""
+    index = np.load(piece / f"{bucket.side}.npy")
+    first, last = _range(index["hash"], bucket.low, bucket.high)
+    if first == last:
+        return index[:0], []
+    path = piece / f"{bucket.side}.bin"
+    end = int(index["start"][last]) if last < len(index) else path.stat().st_size // dtype.itemsize
+    begin = int(index["start"][first])
+    tokens = np.fromfile(path, dtype, end - begin, offset=begin * dtype.itemsize)
+    return index[first:last], np.split(tokens, index["start"][first + 1 : last] - begin)
+
+
+def _write(folder: Path, name: str, tokens: np.ndarray, index: np.ndarray) -> ShardRecord:
+    tokens.tofile(folder / f"{name}.bin")
+    np.save(folder / f"{name}.npy", index)
+    return ShardRecord(
+        file=name,
+        tokens=len(tokens),
+        documents=len(index),
+        bytes=int(index["bytes"].sum()),
+        sha256=sha256(tokens.data).hexdigest(),
+        index_sha256=sha256((folder / f"{name}.npy").read_bytes()).hexdigest(),
     )
-    packed = Packed(dtype.str)
-    for side in SIDES:
-        _write_side(folder, side, index[side], tokens, end_last, packed)
-    del tokens
-    unordered.unlink()
-    return packed
 
 
-def _encode(
-    path: Path, pieces: Iterable[Piece], tokenizer: Tokenizer, dtype: np.dtype
-) -> dict[str, _Index]:
-    """Encode every piece, each with end-of-sentence behind it, in the order of reading."""
-    index = {side: _Index() for side in SIDES}
-    start = written = 0
-    with open(path, "wb") as file:
-        for batch in _batches(pieces):
-            for (_, ended), ids in zip(
-                batch, tokenizer.encode_batch([part for part, _ in batch]), strict=True
-            ):
-                ids = ids if ended is None else [*ids, tokenizer.eos_id]
-                file.write(np.array(ids, dtype).tobytes())
-                written += len(ids)
-                if ended is not None:
-                    index[SIDES[ended.held_out]].add(ended, start, written - start)
-                    start = written
-    return index
-
-
-def _batches(pieces: Iterable[Piece]) -> Iterator[list[tuple[str, Piece | None]]]:
-    """Parts of text of a bounded size together; the last part of a piece comes with the piece."""
-    batch: list[tuple[str, Piece | None]] = []
-    size = 0
-    for piece in pieces:
-        *parts, last = stretches(piece.text)
-        for part, ended in [*((part, None) for part in parts), (last, piece)]:
-            batch.append((part, ended))
-            size += len(part)
-            if size >= _BATCH_CHARACTERS:
-                yield batch
-                batch, size = [], 0
-    if batch:
-        yield batch
-
-
-def _write_side(
-    folder: Path, side: str, index: _Index, tokens: np.ndarray, end_last: bool, packed: Packed
-) -> None:
-    digest, count = sha256(), 0
-    order = np.argsort(np.array(index.order, np.uint64), kind="stable")
-    with open(folder / f"{side}.bin", "wb") as file:
-        for rank, i in enumerate(order, 1):
-            length = index.length[i] - (not end_last and rank == len(order))
-            content = tokens[index.start[i] : index.start[i] + length].tobytes()
-            digest.update(content)
-            file.write(content)
-            count += length
-    if count < 2:
-        raise DataError(
-            f"the {side.replace('_', '-')} part has {count} tokens and at least 2 are needed; "
-            f"give more text or another held_out"
-        )
-    packed.documents[side], packed.bytes[side] = len(order), index.bytes
-    packed.tokens[side], packed.sha256[side] = count, digest.hexdigest()
+def read_record(piece: Path) -> ShardRecord:
+    """What `pack_bucket` left."""
+    return ShardRecord(**json.loads((piece / "record.json").read_text(encoding="utf-8")))

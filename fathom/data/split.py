@@ -6,9 +6,12 @@ file names, on other documents or on the order of reading, and equal documents f
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
-from hashlib import blake2b, sha256
+from hashlib import blake2b
+from math import ceil
+
+import numpy as np
 
 from fathom.data.sources import Document
 from fathom.errors import DataError
@@ -49,7 +52,7 @@ class Split:
 
     def pieces(self, document: Document) -> Iterator[Piece]:
         """The document, or its head and its tail."""
-        side, order = self._hash(document.text)
+        side, order = self.hash(document.text)
         if self.kind == DOCUMENTS:
             yield Piece(document.text, side < self.held_out * 2**64, order)
             return
@@ -59,36 +62,21 @@ class Split:
         if cut < len(document.text):
             yield Piece(document.text[cut:], True, order)
 
-    def _hash(self, text: str) -> tuple[int, int]:
-        """Two independent numbers of 64 bits."""
+    def held_out_documents(self, sides: np.ndarray) -> np.ndarray:
+        """bool [documents]: which are held out as a whole when documents are; sides as in `lopsided`."""
+        return sides < np.uint64(ceil(self.held_out * 2**64))
+
+    def hash(self, text: str) -> tuple[int, int]:
+        """Two independent numbers of 64 bits: one decides the side, one the place in the order."""
         digest = blake2b(text.encode(), digest_size=16, key=str(self.seed).encode()).digest()
         return int.from_bytes(digest[:8]), int.from_bytes(digest[8:])
 
 
-@dataclass(frozen=True)
-class Survey:
-    """What a corpus is before anything is made of it: documents, bytes of text and of the held-out part, a digest."""
-
-    documents: int
-    bytes: int
-    held_out_bytes: int
-    sha256: str
-
-
-def survey(documents: Iterable[Document], split: Split) -> Survey:
-    """Read the corpus once."""
-    digest, count, size, held_out = sha256(), 0, 0, 0
-    for document in documents:
-        content = document.text.encode()
-        digest.update(len(content).to_bytes(8) + content)
-        count += 1
-        size += len(content)
-        held_out += sum(len(p.text.encode()) for p in split.pieces(document) if p.held_out)
-    return Survey(count, size, held_out, digest.hexdigest())
-
-
-def lopsided(found: Survey, split: Split) -> bool:
+def lopsided(sides: np.ndarray, sizes: np.ndarray, split: Split) -> bool:
     """Whether documents are too few or too unequal to divide: less than a quarter of the share asked for, or more
-    than four times it, or over half of the corpus, would be held out."""
-    share = found.held_out_bytes / found.bytes
+    than four times it, or over half of the corpus, would be held out.
+
+    sides: uint64 [documents], the first half of each hash; sizes: their bytes of text.
+    """
+    share = sizes[split.held_out_documents(sides)].sum() / sizes.sum()
     return not split.held_out / 4 <= share <= max(min(4 * split.held_out, 0.5), split.held_out)

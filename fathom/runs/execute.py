@@ -82,7 +82,7 @@ class Run:
             source.held_out,
             source.held_out_kind,
             self.recipe.seed,
-            self.say,
+            say=self.say,
         )
 
     def _build_model(self, dtype: torch.dtype | None) -> Transformer:
@@ -118,8 +118,7 @@ class Run:
 
     def _data_marks(self) -> dict[str, Any]:
         """What tells this run's data from any other."""
-        manifest = self.data.manifest
-        return {"tokenizer": manifest["tokenizer_fingerprint"], "text": manifest["sha256"]["train"]}
+        return {"tokenizer": self.data.tokenizer.fingerprint, "text": self.data.fingerprint}
 
     def reached(self) -> str:
         """Where a run that is called again will go on."""

@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fathom.data import Document, TokenData, Tokenizer, prepare
+from fathom.data import Document, TokenData, Tokenizer, Tokens, prepare
 from fathom.data.split import Split
 from fathom.errors import DataError
 
@@ -40,8 +40,8 @@ def prepared(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> TokenDat
     return prepare(tmp_path_factory.mktemp("out") / "data", [str(corpus)], "bpe", 400, held_out=0.2)
 
 
-def documents(data: TokenData, side: np.ndarray) -> list[str]:
-    texts = data.tokenizer.decode(side.tolist()).split("<｜end▁of▁sentence｜>")
+def documents(data: TokenData, side: Tokens) -> list[str]:
+    texts = data.tokenizer.decode(np.asarray(side).tolist()).split("<｜end▁of▁sentence｜>")
     assert texts.pop() == ""
     return texts
 
@@ -86,8 +86,8 @@ def test_tail_of_one_text_by_character_is_exact(tmp_path: Path) -> None:
     text = "".join(chr(97 + i * i % 26) for i in range(1000))
     (tmp_path / "a.txt").write_text(text)
     data = prepare(tmp_path / "out", [str(tmp_path / "a.txt")], "char", None, 0.1, "tail")
-    assert data.tokenizer.decode(data.train.tolist()) == text[:900]
-    assert data.tokenizer.decode(data.held_out.tolist()) == text[900:]
+    assert data.tokenizer.decode(np.asarray(data.train).tolist()) == text[:900]
+    assert data.tokenizer.decode(np.asarray(data.held_out).tolist()) == text[900:]
     assert data.bytes_per_token("held_out") == 1
 
 
@@ -113,10 +113,11 @@ def test_tokenizer_does_not_learn_from_the_held_out_side(tmp_path: Path) -> None
 
 def test_again_is_the_same_and_reads_nothing(corpus: Path, tmp_path: Path) -> None:
     first = prepare(tmp_path / "data", [str(corpus)], "bpe", 400, seed=3)
-    stamp = (tmp_path / "data" / "train.bin").stat().st_mtime_ns
+    shard = tmp_path / "data" / "corpus0" / "train-00000.bin"
+    stamp = shard.stat().st_mtime_ns
     said: list[str] = []
     second = prepare(tmp_path / "data", [str(corpus)], "bpe", 400, seed=3, say=said.append)
-    assert said == [] and (tmp_path / "data" / "train.bin").stat().st_mtime_ns == stamp
+    assert said == [] and shard.stat().st_mtime_ns == stamp
     assert np.array_equal(first.train, second.train)
     other = prepare(tmp_path / "other", [str(corpus)], "bpe", 400, seed=3)
     assert other.manifest == first.manifest
@@ -138,9 +139,9 @@ def test_foreign_and_damaged_folders_are_refused(corpus: Path, tmp_path: Path) -
         prepare(tmp_path / "mine", [str(corpus)], "bpe", 300)
     assert (tmp_path / "mine" / "thesis.tex").exists()
     prepare(tmp_path / "data", [str(corpus)], "bpe", 300)
-    with open(tmp_path / "data" / "train.bin", "r+b") as file:
+    with open(tmp_path / "data" / "corpus0" / "train-00000.bin", "r+b") as file:
         file.truncate(100)
-    with pytest.raises(DataError, match=r"train.bin has 100 bytes"):
+    with pytest.raises(DataError, match=r"train-00000.bin has 100 bytes"):
         TokenData.open(tmp_path / "data")
     (tmp_path / "data" / "manifest.json").write_text("{")
     with pytest.raises(DataError, match="no sound manifest"):
@@ -218,10 +219,14 @@ def test_a_full_disk_is_a_clear_error(
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(Tokenizer, "save", full)
-    with pytest.raises(DataError, match="No space left on device"):
-        prepare(tmp_path / "out", [str(corpus)], "bpe", 300)
-    assert list(tmp_path.iterdir()) == []
+    with monkeypatch.context() as patch:
+        patch.setattr(Tokenizer, "save", full)
+        with pytest.raises(DataError, match=r"No space left on device.*goes on from there"):
+            prepare(tmp_path / "out", [str(corpus)], "bpe", 300)
+    said: list[str] = []
+    prepare(tmp_path / "out", [str(corpus)], "bpe", 300, say=said.append)
+    assert said[0] == "going on where it was stopped"
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
 def test_rejects_are_in_the_manifest(tmp_path: Path) -> None:

@@ -72,6 +72,7 @@ def die() -> None:
 
 def die_at(where: str, time: int) -> None:
     """Be killed when this process comes by `where` for the `time`-th time."""
+    from fathom.data import packing
     from fathom.interop import writing
     from fathom.runs.folder import RunFolder
     from fathom.train import checkpoint, loop
@@ -83,7 +84,7 @@ def die_at(where: str, time: int) -> None:
         "checkpoint not yet flushed": (checkpoint, "_flush"),
         "before a checkpoint is dropped": (checkpoint, "_set_aside"),
         "half a line of a log": (RunFolder, "append"),
-        "while the tokens are written": (sys.modules["fathom.data.prepare"], "pack"),
+        "while the tokens are written": (packing, "_write"),
         "while the model is exported": (writing, "_write_shard"),
     }
     owner, name = points[where]

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import fathom
-from fathom.data.prepare import TokenData
+from fathom.data import TokenData, Tokens
 from fathom.train.evaluate import bits_per_byte, evaluate
 from tests.model.tiny import TINY, tiny_model
 
@@ -19,7 +19,8 @@ def data(count: int) -> TokenData:
     random = np.random.default_rng(0)
     tokens = random.integers(0, TINY["vocab_size"], count).astype(np.uint16)
     manifest = {"bytes": {"held_out": 3 * count}, "tokens": {"held_out": count}}
-    return TokenData(tokens[:0], tokens, None, manifest)  # type: ignore[arg-type]
+    parts = {("held_out", "text"): Tokens.of(tokens)}
+    return TokenData(parts, None, manifest)  # type: ignore[arg-type]
 
 
 def by_hand(model: fathom.Transformer, tokens: np.ndarray, seq_len: int) -> float:
@@ -39,7 +40,7 @@ def test_it_is_the_mean_over_every_token(count: int, batch: int) -> None:
     model, held_out = tiny_model(), data(count)
     found = evaluate(model, held_out, 16, batch)
     assert found.tokens == count - 1
-    assert found.loss == pytest.approx(by_hand(model, held_out.held_out, 16), rel=1e-5)
+    assert found.loss == pytest.approx(by_hand(model, np.asarray(held_out.held_out), 16), rel=1e-5)
     assert found.bits_per_byte == pytest.approx(found.loss / math.log(2) / 3)
 
 

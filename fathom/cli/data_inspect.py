@@ -1,0 +1,110 @@
+"""`fathom data inspect DIR`: what a prepared folder holds."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import numpy as np
+import typer
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from fathom.data import inspection
+from fathom.data.encoding import SIDES
+from fathom.data.prepared import TokenData
+from fathom.data.shards import Tokens
+
+_FREQUENT = 20
+_SHOWN_TOKENS = 200
+_BAR = 30
+
+
+def inspect(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="A prepared folder.")],
+    source: Annotated[str | None, typer.Option(help="One source alone.")] = None,
+    documents: Annotated[int, typer.Option(help="Samples of each source.")] = 3,
+    held_out: Annotated[bool, typer.Option("--held-out", help="The held-out side.")] = False,
+) -> None:
+    """Show documents, lengths, tokens, samples and rejects of prepared data; every shard is verified on the way."""
+    data = TokenData.open(folder)
+    side = SIDES[held_out]
+    tokens = data.tokens(side, source)
+    console = Console(highlight=False)
+    console.print(_sources(data), _lengths(tokens), _frequent(data, tokens))
+    for name in data.names if source is None else (source,):
+        for sample in inspection.samples(folder, data, side, name, documents, _SHOWN_TOKENS):
+            _show_sample(console, data, sample)
+    console.print(_rejects(folder, source))
+
+
+def _table(title: str, *columns: str) -> Table:
+    table = Table(title=title, title_justify="left", title_style="bold")
+    for column in columns:
+        text = column.startswith("<")
+        table.add_column(column.lstrip("<"), justify="left" if text else "right")
+    return table
+
+
+def _sources(data: TokenData) -> Table:
+    table = _table(
+        "sources", "<name", "<of", "weight", "documents", "tokens", "bytes per token", "held out"
+    )
+    for name, source in data.manifest["sources"].items():
+        count = sum(source["tokens"].values())
+        table.add_row(
+            name,
+            source["path"],
+            f"{data.manifest['weights'].get(name, 0):g}" if data.manifest["weights"] else "by size",
+            f"{source['documents']['train']:,}",
+            f"{source['tokens']['train']:,}",
+            f"{sum(source['bytes'].values()) / max(1, count):.2f}",
+            f"{source['tokens']['held_out']:,} tokens ({source['held_out_kind']})",
+        )
+    return table
+
+
+def _lengths(tokens: Tokens) -> Table:
+    table = _table("lengths in tokens", "from", "to", "documents", "tokens", "<")
+    rows = inspection.length_histogram(tokens)
+    most = max((count for *_, count in rows), default=1)
+    for least, longest, documents, count in rows:
+        bar = "█" * round(_BAR * count / most)
+        table.add_row(f"{least:,}", f"{longest:,}", f"{documents:,}", f"{count:,}", bar)
+    return table
+
+
+def _frequent(data: TokenData, tokens: Tokens) -> Table:
+    counts = inspection.token_counts(tokens, data.tokenizer.vocab_size)
+    used, whole = int((counts > 0).sum()), max(1, len(tokens))
+    table = _table(f"tokens: {used:,} of {len(counts):,} occur", "id", "<text", "times", "share")
+    for token in np.argsort(-counts, kind="stable")[: min(_FREQUENT, used)].tolist():
+        text = Text(repr(data.tokenizer.decode([token])))
+        table.add_row(str(token), text, f"{counts[token]:,}", f"{counts[token] / whole:.2%}")
+    return table
+
+
+def _show_sample(console: Console, data: TokenData, sample: inspection.Sample) -> None:
+    """A document between two rules, its end marked where it is shown."""
+    console.rule(Text(f"{sample.place}, {sample.tokens:,} tokens"), align="left")
+    end = data.tokenizer.decode([data.tokenizer.eos_id])
+    text = sample.text.removesuffix(end)
+    console.print(Text(_visible(text)))
+    console.print(Text(f"▣ {end}" if text != sample.text else "…"), style="dim")
+
+
+def _visible(text: str) -> str:
+    """Without characters that a terminal would act upon."""
+    return "".join(c if c in "\n\t" or c.isprintable() else "\ufffd" for c in text)
+
+
+def _rejects(folder: Path, source: str | None) -> Table:
+    counts, first = inspection.reject_summary(folder)
+    table = _table("left out", "<source", "<kind", "<reason", "documents", "<for example")
+    for key, count in counts.most_common():
+        if source in (None, key[0]):
+            line = first[key]
+            example = f"{line['place']}: {line['reason']}: {line['quote'][:60]!r}"
+            table.add_row(key[0], key[1], key[2], f"{count:,}", Text(example))
+    return table

@@ -1,0 +1,127 @@
+"""Third pass: from text to tokens, a stretch of documents at a time, each with end-of-sentence behind it.
+
+A stretch gives one folder: for each side `SIDE.bin` (its tokens) and `SIDE.npy` (`ENTRY`), both in the order of
+training, so that `fathom.data.packing` has only to merge.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+
+from fathom.data.reading import read_texts
+from fathom.data.sources import Document
+from fathom.data.split import Piece, Split
+from fathom.data.tokenizer import Tokenizer
+from fathom.data.vocabulary import stretches
+from fathom.data.work import finishing
+
+SIDES = ("train", "held_out")
+ENTRY = np.dtype(
+    [
+        ("start", "<i8"),  # first token, in the file beside the index
+        ("bytes", "<i8"),  # of text
+        ("hash", "<u8"),  # what the order of training goes by
+        ("file", "<i4"),  # where it was found: the number of its file in files.json
+        ("row", "<i8"),  # and its line or row there from 1, 0 for a whole file
+    ]
+)
+_BATCH_CHARACTERS = 1_000_000  # an encoding takes some 100 bytes per token while it is made
+
+
+@dataclass(frozen=True)
+class EncodeJob:
+    """How texts become tokens."""
+
+    tokenizer: str
+    """Folder of the tokenizer."""
+    dtype: str
+
+    def __post_init__(self) -> None:
+        np.dtype(self.dtype)
+
+
+def encode_stretch(
+    job: EncodeJob, split: Split, unit: Path, entries: np.ndarray, piece: Path
+) -> int:
+    """Encode the documents `entries` (`reading.DOCUMENT`) of a unit into the folder `piece`; gives their bytes."""
+    tokenizer = _tokenizer(job.tokenizer)
+    pieces = _pieces(unit, entries, split)
+    sides: dict[str, list[tuple[np.ndarray, tuple]]] = {side: [] for side in SIDES}
+    for part, entry, ids in encoded(pieces, tokenizer, np.dtype(job.dtype)):
+        size = len(part.text.encode())
+        where = (0, size, part.order, entry["file"], entry["row"])
+        sides[SIDES[part.held_out]].append((ids, where))
+    with finishing(piece) as folder:
+        for side, found in sides.items():
+            _write(folder, side, found, np.dtype(job.dtype))
+    return int(entries["bytes"].sum())
+
+
+@lru_cache(maxsize=1)
+def _tokenizer(folder: str) -> Tokenizer:
+    return Tokenizer.load(folder)
+
+
+def _pieces(unit: Path, entries: np.ndarray, split: Split) -> Iterator[tuple[Piece, np.void]]:
+    for text, entry in zip(read_texts(unit, entries), entries, strict=True):
+        for piece in split.pieces(Document(text, "")):
+            yield piece, entry
+
+
+def encoded(
+    pieces: Iterator[tuple[Piece, np.void]], tokenizer: Tokenizer, dtype: np.dtype
+) -> Iterator[tuple[Piece, np.void, np.ndarray]]:
+    """Every piece with its ids, end-of-sentence behind them."""
+    for batch in _batches(pieces):
+        texts = [piece.text for piece, _ in batch]
+        keys = [piece.order for piece, _ in batch]
+        for (piece, entry), ids in zip(
+            batch, document_ids(texts, keys, tokenizer, dtype), strict=True
+        ):
+            yield piece, entry, np.append(ids, dtype.type(tokenizer.eos_id))
+
+
+def document_ids(
+    texts: Sequence[str], keys: Sequence[int], tokenizer: Tokenizer, dtype: np.dtype
+) -> list[np.ndarray]:
+    """The ids of each text, without end-of-sentence.
+
+    The one place where text becomes ids. keys: 64 bits from each text's content and the seed, for whatever is drawn at
+    random, so that it depends neither on workers nor on the order of reading.
+    """
+    parts = [list(stretches(text, _BATCH_CHARACTERS)) for text in texts]
+    ids = iter(tokenizer.encode_batch([part for text in parts for part in text]))
+    return [np.concatenate([np.array(next(ids), dtype) for _ in text]) for text in parts]
+
+
+def _batches(
+    pieces: Iterator[tuple[Piece, np.void]],
+) -> Iterator[list[tuple[Piece, np.void]]]:
+    """Pieces of a bounded size together."""
+    batch: list[tuple[Piece, np.void]] = []
+    size = 0
+    for piece, entry in pieces:
+        batch.append((piece, entry))
+        size += len(piece.text)
+        if size >= _BATCH_CHARACTERS:
+            yield batch
+            batch, size = [], 0
+    if batch:
+        yield batch
+
+
+def _write(folder: Path, side: str, found: list[tuple[np.ndarray, tuple]], dtype: np.dtype) -> None:
+    index = np.array([where for _, where in found], ENTRY)
+    order = np.argsort(index["hash"], kind="stable")
+    lengths = np.array([len(ids) for ids, _ in found], np.int64)[order]
+    index = index[order]
+    index["start"] = np.cumsum(lengths) - lengths
+    np.save(folder / f"{side}.npy", index)
+    with open(folder / f"{side}.bin", "wb") as file:
+        for i in order:
+            file.write(found[i][0].astype(dtype, copy=False).tobytes())

@@ -1,0 +1,230 @@
+"""The making of a prepared folder, step by step; each step finds what an earlier process has finished.
+
+1. read: every unit of the sources becomes clean text with hashes and signatures (`reading`);
+2. duplicates: which documents repeat others (`deduplication`);
+3. tokenizer: loaded, or trained on the training side of what is kept;
+4. encode: stretches of text become tokens in the order of training (`encoding`);
+5. pack: buckets of that order become shards (`packing`);
+6. result: shards, tokenizer, rejects and the manifest in one folder.
+
+Steps 1, 4 and 5 run in worker processes. Memory holds a stretch of text per worker and some 60 bytes per document, with
+near-duplicate removal some 800 more while signatures are compared; never the corpus.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
+from functools import cached_property
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from fathom.data.deduplication import NEAR, Duplicates, find_duplicates
+from fathom.data.encoding import SIDES, EncodeJob, encode_stretch
+from fathom.data.packing import ShardRecord, buckets, pack_bucket, read_record
+from fathom.data.plan import TRAINED, Plan
+from fathom.data.reading import Corpus, ReadJob, read_unit
+from fathom.data.sources import Document
+from fathom.data.split import DOCUMENTS, TAIL, Split, lopsided
+from fathom.data.tokenizer import Tokenizer
+from fathom.data.work import WorkFolder, finishing
+from fathom.data.workers import Progress, Say, Workers
+from fathom.errors import DataError
+
+STRETCH_BYTES = 8_000_000
+"""About how much text is encoded at a time."""
+
+Task = tuple[Callable[..., int], tuple, Path, int]
+"""A function, its arguments but for the last, the piece that it makes (its last argument), its size in bytes."""
+
+
+@dataclass
+class Making:
+    """One preparation under way."""
+
+    plan: Plan
+    work: WorkFolder
+    workers: Workers
+    say: Say
+    show: Say
+
+    def read(self) -> None:
+        """Step 1."""
+        settings = self.plan.settings
+        job = ReadJob(settings.normalise, settings.filters, self.split, settings.dedup == NEAR)
+        tasks = [
+            (read_unit, (job, unit), piece, unit.bytes)
+            for unit, piece in zip(self.plan.units, self._read_pieces, strict=True)
+        ]
+        self._run("reading", tasks)
+
+    @property
+    def split(self) -> Split:
+        """How the settings want the text divided."""
+        settings = self.plan.settings
+        return Split(settings.held_out_kind, settings.held_out, settings.seed)
+
+    @property
+    def _read_pieces(self) -> list[Path]:
+        return [self.work.piece("read", i) for i in range(len(self.plan.units))]
+
+    def _run(self, what: str, tasks: Iterable[Task]) -> None:
+        """Do what is not done yet."""
+        tasks = list(tasks)
+        progress = Progress(what, sum(size for *_, size in tasks), self.show)
+        left: dict[Callable[..., int], list[tuple]] = {}
+        for function, arguments, piece, size in tasks:
+            if piece.is_dir():
+                progress.skip(size)
+            else:
+                left.setdefault(function, []).append((*arguments, piece))
+        for function, some in left.items():
+            for _, size in self.workers.map(function, some):
+                progress.add(size)
+
+    @cached_property
+    def corpus(self) -> Corpus:
+        """What step 1 gave."""
+        return Corpus(self.plan.units, self._read_pieces)
+
+    @cached_property
+    def duplicates(self) -> Duplicates:
+        """Step 2."""
+        piece = self.work.piece("duplicates", self.plan.settings.dedup)
+        return find_duplicates(self.corpus, self.plan.settings.dedup, piece, self.workers, self.say)
+
+    @cached_property
+    def kept(self) -> np.ndarray:
+        """int64: the documents that are used, in reading order."""
+        return self.duplicates.kept
+
+    @cached_property
+    def splits(self) -> list[Split]:
+        """How each source is divided: a source of few documents gives up the tail of each instead of some documents."""
+        return [self._split_of(i) for i in range(len(self.plan.settings.sources))]
+
+    def _split_of(self, source: int) -> Split:
+        index = self.corpus.index[self.kept[self.corpus.sources()[self.kept] == source]]
+        split, name = self.split, self.plan.settings.sources[source].name
+        if not len(index):
+            raise DataError(
+                f"every document of {name} repeats one of the sources before it; leave it out, or take dedup='none'"
+            )
+        if split.kind == DOCUMENTS and lopsided(index["side"], index["bytes"], split):
+            self.say(
+                f"{name}: too few documents to hold some out; the tail of each document is held out instead"
+            )
+            return replace(split, kind=TAIL)
+        return split
+
+    def tokenizer(self) -> Tokenizer:
+        """Step 3: trained on the training side only, but for characters: an alphabet is not learned, and it must be
+        complete."""
+        piece = self.work.piece("tokenizer", "tokenizer")
+        if piece.is_dir():
+            return Tokenizer.load(piece)
+        tokenizer = self._make_tokenizer()
+        with finishing(piece) as folder:
+            tokenizer.save(folder)
+        return tokenizer
+
+    def _make_tokenizer(self) -> Tokenizer:
+        kind, size = self.plan.settings.tokenizer, self.plan.settings.vocab_size
+        if kind not in TRAINED:
+            return loaded_tokenizer(kind, size)
+        self.say(f"training a {kind} tokenizer")
+        tokenizer = Tokenizer.train(self._training_texts(kind == "char"), size, kind)
+        if tokenizer.placeholders:
+            self.say(
+                f"the corpus gives {tokenizer.vocab_size - tokenizer.placeholders:,} of the {size:,} tokens asked "
+                f"for; the rest stays unused (more text or a smaller vocab_size avoids that)"
+            )
+        return tokenizer
+
+    def _training_texts(self, held_out_too: bool) -> Iterable[str]:
+        sources = self.corpus.sources()[self.kept]
+        for text, source in zip(self.corpus.texts(self.kept), sources, strict=True):
+            for piece in self.splits[source].pieces(Document(text, "")):
+                if held_out_too or not piece.held_out:
+                    yield piece.text
+
+    def encode(self, tokenizer: Tokenizer) -> None:
+        """Step 4."""
+        job = EncodeJob(str(self.work.piece("tokenizer", "tokenizer")), dtype_of(tokenizer))
+        tasks = []
+        for source, unit, number, documents in self._stretches:
+            entries = self.corpus.index[documents]
+            arguments = (job, self.splits[source], self._read_pieces[unit], entries)
+            piece = self.work.piece("encoded", number)
+            tasks.append((encode_stretch, arguments, piece, int(entries["bytes"].sum())))
+        self._run("encoding", tasks)
+
+    @cached_property
+    def _stretches(self) -> list[tuple[int, int, int, np.ndarray]]:
+        """(source, unit, number, kept documents) of every stretch of text that is encoded at a time."""
+        found: list[tuple[int, int, int, np.ndarray]] = []
+        for i, unit in enumerate(self.plan.units):
+            low, high = np.searchsorted(self.kept, self.corpus.first[i : i + 2])
+            documents = self.kept[low:high]
+            ends = np.cumsum(self.corpus.index["bytes"][documents])
+            for part in np.split(documents, np.flatnonzero(np.diff(ends // STRETCH_BYTES)) + 1):
+                if len(part):
+                    found.append((unit.source, i, len(found), part))
+        return found
+
+    def pack(self, tokenizer: Tokenizer) -> dict[tuple[str, str], list[ShardRecord]]:
+        """Step 5: records of the shards by source and side."""
+        dtype, tasks = dtype_of(tokenizer), []
+        shards: dict[tuple[str, str], list[Path]] = {}
+        for i, source in enumerate(self.plan.settings.sources):
+            pieces = [self.work.piece("encoded", n) for s, _, n, _ in self._stretches if s == i]
+            end_last = self.splits[i].kind == DOCUMENTS
+            for side in SIDES:
+                names = shards.setdefault((source.name, side), [])
+                found = buckets(side, pieces)
+                size = sum((p / f"{side}.bin").stat().st_size for p in pieces) // max(1, len(found))
+                for k, bucket in enumerate(found):
+                    piece = self.work.piece("packed", f"{source.name}.{side}-{k:05}")
+                    arguments = (bucket, pieces, dtype, end_last, f"{side}-{k:05}")
+                    tasks.append((pack_bucket, arguments, piece, size))
+                    names.append(piece)
+        self._run("packing", tasks)
+        return {
+            (name, side): [replace(read_record(p), file=f"{name}/{read_record(p).file}") for p in pieces]
+            for (name, side), pieces in shards.items()
+        }  # fmt: skip
+
+    def content_sha256(self) -> str:
+        """Of the length and the bytes of every document that is used, in reading order."""
+        digest = sha256()
+        for text in self.corpus.texts(self.kept):
+            content = text.encode()
+            digest.update(len(content).to_bytes(8) + content)
+        return digest.hexdigest()
+
+
+def dtype_of(tokenizer: Tokenizer) -> str:
+    """How a token is stored."""
+    return "<u2" if tokenizer.vocab_size <= 2**16 else "<u4"
+
+
+def loaded_tokenizer(path: str, size: int | None) -> Tokenizer:
+    """A tokenizer that exists. Raises `DataError` when it has more ids than the model."""
+    tokenizer = Tokenizer.load(path)
+    if size is not None and tokenizer.vocab_size > size:
+        raise DataError(
+            f"the tokenizer {path} has {tokenizer.vocab_size} ids, the model's vocab_size is {size}; "
+            f"set vocab_size={tokenizer.vocab_size} or more"
+        )
+    return tokenizer
+
+
+def result_counts(records: dict[tuple[str, str], list[ShardRecord]], field: str) -> dict[str, Any]:
+    """Sums of a field of the records for each side."""
+    return {
+        side: sum(getattr(r, field) for (_, s), some in records.items() if s == side for r in some)
+        for side in SIDES
+    }
