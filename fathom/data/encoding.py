@@ -6,7 +6,7 @@ training, so that `fathom.data.packing` has only to merge.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -16,8 +16,8 @@ import numpy as np
 from fathom.data.reading import read_texts
 from fathom.data.sources import Document
 from fathom.data.split import Piece, Split
+from fathom.data.text_to_ids import STRETCH, Encoder
 from fathom.data.tokenizer import Tokenizer
-from fathom.data.vocabulary import stretches
 from fathom.data.work import finishing
 
 SIDES = ("train", "held_out")
@@ -30,7 +30,6 @@ ENTRY = np.dtype(
         ("row", "<i8"),  # and its line or row there from 1, 0 for a whole file
     ]
 )
-_BATCH_CHARACTERS = 1_000_000  # an encoding takes some 100 bytes per token while it is made
 
 
 @dataclass(frozen=True)
@@ -40,19 +39,17 @@ class EncodeJob:
     tokenizer: str
     """Folder of the tokenizer."""
     dtype: str
-
-    def __post_init__(self) -> None:
-        np.dtype(self.dtype)
+    fim_rate: float = 0.0
+    split_rate: float = 0.0
 
 
 def encode_stretch(
     job: EncodeJob, split: Split, unit: Path, entries: np.ndarray, piece: Path
 ) -> int:
     """Encode the documents `entries` (`reading.DOCUMENT`) of a unit into the folder `piece`; gives their bytes."""
-    tokenizer = _tokenizer(job.tokenizer)
-    pieces = _pieces(unit, entries, split)
+    encoder, pieces = _encoder(job), _pieces(unit, entries, split)
     sides: dict[str, list[tuple[np.ndarray, tuple]]] = {side: [] for side in SIDES}
-    for part, entry, ids in encoded(pieces, tokenizer, np.dtype(job.dtype)):
+    for part, entry, ids in encoded(pieces, encoder):
         size = len(part.text.encode())
         where = (0, size, part.order, entry["file"], entry["row"])
         sides[SIDES[part.held_out]].append((ids, where))
@@ -63,8 +60,9 @@ def encode_stretch(
 
 
 @lru_cache(maxsize=1)
-def _tokenizer(folder: str) -> Tokenizer:
-    return Tokenizer.load(folder)
+def _encoder(job: EncodeJob) -> Encoder:
+    tokenizer = Tokenizer.load(job.tokenizer)
+    return Encoder(tokenizer, np.dtype(job.dtype), job.fim_rate, job.split_rate)
 
 
 def _pieces(unit: Path, entries: np.ndarray, split: Split) -> Iterator[tuple[Piece, np.void]]:
@@ -74,29 +72,14 @@ def _pieces(unit: Path, entries: np.ndarray, split: Split) -> Iterator[tuple[Pie
 
 
 def encoded(
-    pieces: Iterator[tuple[Piece, np.void]], tokenizer: Tokenizer, dtype: np.dtype
+    pieces: Iterator[tuple[Piece, np.void]], encoder: Encoder
 ) -> Iterator[tuple[Piece, np.void, np.ndarray]]:
     """Every piece with its ids, end-of-sentence behind them."""
+    end = encoder.dtype.type(encoder.tokenizer.eos_id)
     for batch in _batches(pieces):
-        texts = [piece.text for piece, _ in batch]
-        keys = [piece.order for piece, _ in batch]
-        for (piece, entry), ids in zip(
-            batch, document_ids(texts, keys, tokenizer, dtype), strict=True
-        ):
-            yield piece, entry, np.append(ids, dtype.type(tokenizer.eos_id))
-
-
-def document_ids(
-    texts: Sequence[str], keys: Sequence[int], tokenizer: Tokenizer, dtype: np.dtype
-) -> list[np.ndarray]:
-    """The ids of each text, without end-of-sentence.
-
-    The one place where text becomes ids. keys: 64 bits from each text's content and the seed, for whatever is drawn at
-    random, so that it depends neither on workers nor on the order of reading.
-    """
-    parts = [list(stretches(text, _BATCH_CHARACTERS)) for text in texts]
-    ids = iter(tokenizer.encode_batch([part for text in parts for part in text]))
-    return [np.concatenate([np.array(next(ids), dtype) for _ in text]) for text in parts]
+        found = encoder.ids([piece for piece, _ in batch])
+        for (piece, entry), ids in zip(batch, found, strict=True):
+            yield piece, entry, np.append(ids, end)
 
 
 def _batches(
@@ -108,7 +91,7 @@ def _batches(
     for piece, entry in pieces:
         batch.append((piece, entry))
         size += len(piece.text)
-        if size >= _BATCH_CHARACTERS:
+        if size >= STRETCH:
             yield batch
             batch, size = [], 0
     if batch:

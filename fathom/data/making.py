@@ -153,7 +153,9 @@ class Making:
 
     def encode(self, tokenizer: Tokenizer) -> None:
         """Step 4."""
-        job = EncodeJob(str(self.work.piece("tokenizer", "tokenizer")), dtype_of(tokenizer))
+        settings, folder = self.plan.settings, self.work.piece("tokenizer", "tokenizer")
+        rates = settings.fim_rate, settings.split_rate
+        job = EncodeJob(str(folder), dtype_of(tokenizer), *rates)
         tasks = []
         for source, unit, number, documents in self._stretches:
             entries = self.corpus.index[documents]

@@ -10,6 +10,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from fathom.data.deduplication import NEAR, NONE, check_dedup
 from fathom.data.filters import filter_marks, load_filters
 from fathom.data.manifest import FORMAT, is_prepared
@@ -18,7 +20,8 @@ from fathom.data.rejects import ListedRejects
 from fathom.data.signatures import library
 from fathom.data.sources import Source, parse_sources
 from fathom.data.split import Split
-from fathom.data.tokenizer import TOKENIZER_FILE
+from fathom.data.text_to_ids import Encoder
+from fathom.data.tokenizer import TOKENIZER_FILE, Tokenizer
 from fathom.data.units import File, Unit, files_of, units_of
 from fathom.errors import DataError
 
@@ -54,9 +57,20 @@ class Settings:
         check_dedup(self.dedup)
         check_normalisations(self.normalise)
         load_filters(self.filters)
+        self._check_rates()
+
+    def _check_rates(self) -> None:
         for name in ("fim_rate", "split_rate"):
-            if getattr(self, name):
-                raise DataError(f"{name}={getattr(self, name)} is not possible yet; set it to 0")
+            if not 0 <= getattr(self, name) <= 1:
+                raise DataError(f"{name}={getattr(self, name)} is not a share; give 0 to 1")
+        if self.tokenizer == "char" and (self.fim_rate or self.split_rate):
+            raise DataError(
+                f"fim_rate={self.fim_rate} and split_rate={self.split_rate} need control tokens and merged tokens, which "
+                f"a character tokenizer has not; set both to 0 or take tokenizer 'bpe'"
+            )
+        if self.tokenizer not in TRAINED:
+            tokenizer = Tokenizer.load(self.tokenizer)
+            Encoder(tokenizer, np.dtype("<u4"), self.fim_rate, self.split_rate)
 
     def to_dict(self) -> dict[str, Any]:
         """For the manifest."""

@@ -82,6 +82,11 @@ class Run:
             source.held_out,
             source.held_out_kind,
             self.recipe.seed,
+            fim_rate=source.fim_rate,
+            split_rate=source.split_rate,
+            dedup=source.dedup,
+            filters=source.filters,
+            weights=source.weights,
             say=self.say,
         )
 
