@@ -1,7 +1,7 @@
 """The tables of a recipe, one dataclass each, one docstring per key; checks that need no other table.
 
-Values that the report does not publish are our choice. [model] is `fathom.ModelConfig`, [optim] is
-`fathom.train.optimizer.OptimConfig`.
+Values that the report does not publish are our choice. [model] is `fathom.ModelConfig`; [optim], [guard] and [ema]
+are `OptimConfig`, `GuardConfig` and `EmaConfig` in `fathom/train/`.
 """
 
 from __future__ import annotations
@@ -82,6 +82,8 @@ class MonitorConfig:
     """Tokens in a sample."""
     load_every: int = 10
     """Steps between whole expert-load matrices in load.jsonl."""
+    tensorboard: bool = False
+    """Write the numbers of the logs for TensorBoard as well, into OUT/tensorboard."""
 
     def __post_init__(self) -> None:
         _check_positive(self, "monitor")
@@ -185,5 +187,5 @@ def _check_positive(table: Any, path: str, keys: tuple[str, ...] | None = None) 
     """Counts must be at least 1: the named ones where they are given, or every whole number of the table."""
     for key in keys or tuple(field.name for field in fields(table)):
         value = getattr(table, key)
-        if isinstance(value, int) and value < 1:
+        if isinstance(value, int) and not isinstance(value, bool) and value < 1:
             raise RecipeError(f"{path}.{key} = {value} must be at least 1; raise it")
