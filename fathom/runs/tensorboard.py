@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +13,13 @@ GROUPS = {"metrics.jsonl": "train", "evals.jsonl": "held_out"}
 
 def require_tensorboard() -> None:
     """Raises `FathomError` when the package is missing; better before the run than after its first step."""
-    if find_spec("tensorboard") is None:
+    try:
+        import torch.utils.tensorboard  # noqa: F401
+    except ImportError as error:
         raise FathomError(
-            "monitor.tensorboard = true needs the package tensorboard, which is not installed; "
-            "pip install 'fathom[tensorboard]' or leave it at false"
-        )
+            f"monitor.tensorboard = true needs the package tensorboard ({error}); "
+            f"pip install 'fathom[tensorboard]' or leave it at false"
+        ) from error
 
 
 class TensorBoard:
