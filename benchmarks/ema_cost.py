@@ -1,8 +1,8 @@
 """What the average of the weights costs a training step: steps with and without it, in turn, at the shape of a recipe.
 
-The unit that is timed is all that happens between two optimiser steps, that one included. With the average it begins with
-an update, which its thread computes beside the forward and backward pass, and waits for it before the weights change. The
-update by itself, waited for at once, is timed too: what it would cost if nothing ran beside it.
+The unit that is timed is all that happens between two optimiser steps, the second included. With the average it
+begins with an update, which its thread computes beside the forward and backward pass, and waits for it before the
+weights change. The update by itself, waited for at once, is timed too: what it would cost if nothing ran beside it.
 `python benchmarks/ema_cost.py --help`.
 """
 

@@ -3,7 +3,7 @@
 A 2-layer model is trained on a part of the Python standard library for 300 steps. Runs that nothing happens to, one
 per seed, give the range of end losses that luck alone makes. Then, into the run of one seed, a fault is planted from
 outside (around the loop's own functions, never by an option of the product): gradients that are not numbers, poisoned
-batches, gradients of the wrong size with clipping on and off. A fault of the data goes with the data, and a fault of the
+batches, gradients of the wrong size with clipping on and off. A fault of the data goes with the data, a fault of the
 machine strikes once, so that rolling back and passing over mean something. Runs with a fault go on from the last
 checkpoint before it of the clean run of their seed, which a resumed run continues bit for bit. The end loss is
 that on all held-out text, which all seeds share. `python benchmarks/guard.py --help`.
@@ -14,8 +14,8 @@ from __future__ import annotations
 import argparse
 import json
 import math
-import statistics
 import shutil
+import statistics
 import tempfile
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -79,7 +79,7 @@ gamma = 1e-2
 """
 PACKAGES = ("asyncio", "email", "http", "importlib", "json", "logging", "unittest", "urllib", "xml")
 """Of the standard library: 2 MB of text, of which a twentieth is held out."""
-STEPS, NEVER = 300, 1e9
+STEPS, FAULT_STEP, NEVER = 300, 240, 1e9
 COLUMNS = ("fault", "clipping", "guard", "what it did", "end loss", "of the clean range")
 
 
@@ -89,7 +89,7 @@ class Fault:
 
     title: str
     kind: str = "none"
-    step: int = 240
+    step: int = FAULT_STEP
     steps: int = 1
     strength: float = 1.0
     clip_norm: float = 1.0
@@ -210,7 +210,7 @@ def carry_out(
     job.shared, error = place / "data", ""
     with Planted(fault).here(), ExitStack() as stack:
         if guard == "none":
-            accept = mock.patch.object(Guard, "judge", lambda *given: Verdict())
+            accept = mock.patch.object(Guard, "judge", return_value=Verdict())
             stack.enter_context(accept)
         try:
             job.set_up()
@@ -238,3 +238,157 @@ def _begin_from(base: Path, out: Path, step: int, recipe: Recipe) -> None:
 
 def lines(log: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in log.read_text().splitlines()] if log.exists() else []
+
+
+def smoothed(losses: list[float], over: int = 9) -> list[float]:
+    """Running median, which a single spike does not move."""
+    return [statistics.median(losses[max(0, i - over + 1) : i + 1]) for i in range(len(losses))]
+
+
+def row(outcome: Outcome, low: float, high: float) -> list[str]:
+    """One line of the table."""
+    fault, actions = outcome.fault, [spike["action"] for spike in outcome.spikes]
+    did = ", ".join(f"{actions.count(a)} × {a}" for a in dict.fromkeys(actions)) or "–"
+    clipping = "off" if fault.clip_norm == NEVER else f"at {fault.clip_norm:g}"
+    verdict = "inside" if outcome.inside(low, high) else f"outside ({outcome.end - high:+.3f})"
+    if math.isnan(outcome.end):
+        verdict = "outside"
+    end = "run ended" if outcome.error else f"{outcome.end:.4f}"
+    return [fault.title, clipping, outcome.guard, did, end, verdict]
+
+
+COLOURS = {"none": "#c1443c", "skip": "#2f6db5", "rollback": "#2e8b57", "off": "#888888"}
+NAMES = {"none": "no guard", "skip": "guard: skip", "rollback": "guard: roll back"}
+
+
+def draw(clean: list[Outcome], faulty: list[Outcome], file: Path) -> None:
+    """Training loss around each fault, and all end losses, with what five clean seeds span in grey."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    faults = list(dict.fromkeys(outcome.fault for outcome in faulty))
+    columns = 5
+    rows = -(-len(faults) // columns)
+    figure = pyplot.figure(figsize=(3.1 * columns, 2.6 * rows + 3.4), layout="constrained")
+    grid = figure.add_gridspec(rows + 1, columns, height_ratios=[*[1] * rows, 1.25])
+    for place, fault in enumerate(faults):
+        axes = figure.add_subplot(grid[divmod(place, columns)])
+        own = [outcome for outcome in faulty if outcome.fault == fault]
+        _draw_fault(axes, clean, own, labelled=place == 0)
+    _draw_ends(figure.add_subplot(grid[rows, :]), clean, faulty, faults)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(file, dpi=110)
+
+
+def _title(fault: Fault) -> str:
+    return fault.title + (", no clipping" if fault.clip_norm == NEVER else "")
+
+
+def _draw_fault(axes: Any, clean: list[Outcome], own: list[Outcome], labelled: bool) -> None:
+    first = FAULT_STEP - 40
+    curves = [smoothed(outcome.losses)[first:] for outcome in clean]
+    steps = range(first + 1, STEPS + 1)
+    low, high = (
+        [min(v) for v in zip(*curves, strict=True)],
+        [max(v) for v in zip(*curves, strict=True)],
+    )
+    axes.fill_between(steps, low, high, color="#cccccc", label="clean, 5 seeds")
+    for outcome in own:
+        curve = smoothed(outcome.losses)[first:]
+        axes.plot(
+            steps[: len(curve)],
+            curve,
+            color=COLOURS[outcome.guard],
+            lw=1.4,
+            label=NAMES[outcome.guard],
+        )
+    axes.axvline(own[0].fault.step, color="#444444", lw=0.7, ls=":")
+    axes.set_title(_title(own[0].fault), fontsize=9)
+    axes.set_ylim(min(low) - 0.1, max(high) + 1.6)
+    if labelled:
+        axes.legend(fontsize=7, loc="upper left")
+        axes.set_ylabel("training loss, running median")
+
+
+def _draw_ends(axes: Any, clean: list[Outcome], faulty: list[Outcome], faults: list[Fault]) -> None:
+    ends = [outcome.end for outcome in clean]
+    axes.axhspan(min(ends), max(ends), color="#cccccc")
+    top = max(outcome.end for outcome in faulty if not math.isnan(outcome.end))
+    for outcome in faulty:
+        x = faults.index(outcome.fault) + 0.18 * (list(NAMES).index(outcome.guard) - 1)
+        lost = math.isnan(outcome.end)
+        axes.plot(
+            x,
+            top if lost else outcome.end,
+            "x" if lost else "o",
+            color=COLOURS[outcome.guard],
+            ms=7,
+        )
+    axes.set_xticks(
+        range(len(faults)), [_title(f).replace(", ", ",\n") for f in faults], fontsize=8
+    )
+    axes.set_ylabel("held-out loss at the end")
+    axes.set_title("end losses; grey: five clean seeds; ×: not a number", fontsize=9)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
+    parser.add_argument("--seeds", type=int, default=5, help="clean runs; faults go into seed 0")
+    parser.add_argument("--figure", type=Path, default=Path("docs/images/guard.png"))
+    parser.add_argument("--json", type=Path, help="write every outcome here")
+    parser.add_argument("--place", type=Path, help="folder for the runs, kept [default: none]")
+    given = parser.parse_args()
+    torch.set_num_threads(1)
+    facts = environment()
+    print(describe(facts), flush=True)
+    with tempfile.TemporaryDirectory() as folder:
+        place = given.place or Path(folder)
+        clean, faulty = experiment(place, given.seeds)
+    low, high = min(o.end for o in clean), max(o.end for o in clean)
+    print(
+        f"clean seeds end between {low:.4f} and {high:.4f}; remarks in them: {sum(len(o.spikes) for o in clean)}"
+    )
+    print(table(COLUMNS, [row(outcome, low, high) for outcome in faulty]))
+    draw(clean, faulty, given.figure)
+    found = [{**vars(o), "folder": "", "fault": vars(o.fault)} for o in (*clean, *faulty)]
+    write_json(given.json, {"environment": facts, "outcomes": found})
+
+
+def experiment(place: Path, seeds: int) -> tuple[list[Outcome], list[Outcome]]:
+    """Clean runs of all seeds, and each fault in seed 0 with each kind of guard."""
+    place.mkdir(parents=True, exist_ok=True)
+    library = Path(json.__file__).parent.parent
+    sources = [str(library / package) for package in PACKAGES]
+    prepare(
+        place / "data",
+        sources,
+        tokenizer="bpe",
+        vocab_size=1024,
+        held_out=0.05,
+        held_out_kind="documents",
+        seed=0,
+    )
+    clean = [said(carry_out(place, CLEAN, "skip", seed)) for seed in range(seeds)]
+    unclipped = Fault(CLEAN.title, clip_norm=NEVER)
+    bases = {CLEAN.clip_norm: clean[0], NEVER: said(carry_out(place, unclipped, "skip", 0))}
+    faulty = [
+        said(carry_out(place, fault, guard, 0, bases[fault.clip_norm].folder))
+        for fault in FAULTS
+        for guard in NAMES
+    ]
+    return clean, faulty
+
+
+def said(outcome: Outcome) -> Outcome:
+    """The outcome, which is told at once."""
+    print(
+        f"{_title(outcome.fault)}, {outcome.guard}, seed {outcome.seed}: {outcome.end:.4f} {outcome.error[:90]}",
+        flush=True,
+    )
+    return outcome
+
+
+if __name__ == "__main__":
+    main()

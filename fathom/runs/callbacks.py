@@ -92,7 +92,7 @@ class Metrics:
 
     def __call__(self, trainer: Trainer, record: StepRecord) -> None:
         line = self._line(trainer, record)
-        self.s.log("metrics.jsonl", line)
+        self.s.log("metrics.jsonl", as_json(line))
         if self.s.due(trainer.step, self.s.recipe.monitor.load_every):
             load = {"step": trainer.step, "load": record.expert_load.tolist()}
             self.s.log("load.jsonl", load | {"bias": _bias_range(trainer)})
@@ -113,11 +113,11 @@ class Metrics:
             "tokens": m.tokens,
             "batch": m.batch,
             "seq_len": m.seq_len,
-            "loss": finite(record.loss),
-            "mtp_loss": finite(record.mtp_loss),
-            "balance_loss": finite(record.balance_loss),
-            "bits_per_byte": finite(bits_per_byte(record.loss, per_token)),
-            "grad_norm": finite(record.grad_norm),
+            "loss": record.loss,
+            "mtp_loss": record.mtp_loss,
+            "balance_loss": record.balance_loss,
+            "bits_per_byte": bits_per_byte(record.loss, per_token),
+            "grad_norm": record.grad_norm,
             "loss_z": record.verdict.loss_z,
             "grad_norm_z": record.verdict.grad_norm_z,
             "skipped": record.skipped,
@@ -133,25 +133,29 @@ class Metrics:
         }
 
 
-def finite(value: float) -> float | None:
-    """The number, or None for what JSON has no word for."""
-    return value if math.isfinite(value) else None
+def as_json(line: dict[str, Any]) -> dict[str, Any]:
+    """The line with None for numbers that are not finite, for which JSON has no word."""
+    return {
+        key: None if isinstance(value, float) and not math.isfinite(value) else value
+        for key, value in line.items()
+    }
 
 
 def spike_line(record: StepRecord) -> dict[str, Any]:
     """What spikes.jsonl says about a remarkable step: what was seen, what was done, and which data it was."""
     verdict, moment = record.verdict, record.moment
-    return {
+    line = {
         "step": moment.step,
         "stage": moment.stage,
         "action": verdict.action,
         "reason": verdict.reason,
-        "loss": finite(record.loss),
-        "grad_norm": finite(record.grad_norm),
+        "loss": record.loss,
+        "grad_norm": record.grad_norm,
         "loss_z": verdict.loss_z,
         "grad_norm_z": verdict.grad_norm_z,
         "data": {"first_sequence": record.first_sequence, "count": moment.batch},
     }
+    return as_json(line)
 
 
 class Spikes:
