@@ -57,7 +57,7 @@ class GuardConfig:
     """What is done about a gradient spike that clipping has cut down: "record", or "act" as on any other."""
     max_skipped: int = 10
     """So many steps skipped in a row, and the next one ends the run."""
-    max_rollbacks: int = 3
+    max_rollbacks: int = 10
     """So many roll-backs to one checkpoint, and the next one ends the run."""
 
     def __post_init__(self) -> None:
