@@ -172,7 +172,7 @@ class Guard:
         """What is wrong with a step, in words, and whether it must not be learnt from."""
         threshold = self.config.threshold_z
         if not (math.isfinite(total) and math.isfinite(norm)):
-            return f"loss {total} and gradient norm {norm} are not finite", True
+            return f"loss {total:.4g} and gradient norm {norm:.4g} are not finite", True
         if loss_z is not None and loss_z > threshold:
             return (
                 f"loss {loss:.3f} lies {loss_z:.1f} deviations above the last steps' median",
