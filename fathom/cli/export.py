@@ -8,6 +8,8 @@ from typing import Annotated
 
 import typer
 
+from fathom.cli.options import Ema
+
 
 class Dtype(enum.StrEnum):
     """What weights can be written as."""
@@ -23,6 +25,7 @@ def export(
     dtype: Annotated[
         Dtype | None, typer.Option(help="Of the weights [default: as they are].")
     ] = None,
+    ema: Ema = False,
 ) -> None:
     """Write a model as a Hugging Face directory that transformers and other programs read.
 
@@ -33,7 +36,7 @@ def export(
     import fathom
     from fathom.cli.opening import open_model
 
-    model, tokenizer, origin = open_model(run_or_dir)
+    model, tokenizer, origin = open_model(run_or_dir, ema=ema)
     fathom.save(model, directory, tokenizer, getattr(torch, dtype) if dtype else None)
     without = "" if tokenizer else ", without a tokenizer, as there is none in the source"
     print(f"{directory}: {model.num_parameters():,} parameters from {origin}{without}")

@@ -10,7 +10,7 @@ import typer
 
 from fathom.cli.console import show
 from fathom.cli.opening import Speaker, open_speaker
-from fathom.cli.options import Compiled, Device, RunOrDir, Temperature, TopP, choose_sampling
+from fathom.cli.options import Compiled, Device, Ema, RunOrDir, Temperature, TopP, choose_sampling
 from fathom.inference import Sampling
 
 DEFAULT_NEW_TOKENS = 200
@@ -36,10 +36,11 @@ def generate(
     ] = False,
     device: Device = "auto",
     compiled: Compiled = False,
+    ema: Ema = False,
 ) -> None:
     """Continue a prompt: prints it and, as it comes, what the model adds."""
     sampling = choose_sampling(temperature, top_p, seed)
-    speaker = open_speaker(run_or_dir, device, compiled)
+    speaker = open_speaker(run_or_dir, device, compiled, ema)
     report = speak(speaker, prompt, max_new_tokens, sampling, quiet=as_json)
     if as_json:
         print(json.dumps(report, ensure_ascii=False))

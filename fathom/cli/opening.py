@@ -35,8 +35,10 @@ class Speaker:
         return Session(self.model, self.step)
 
 
-def open_speaker(run_or_dir: str | Path, device: str, compiled: bool = False) -> Speaker:
-    """Load the model and tokenizer of a run folder, finished or not, or of an exported directory.
+def open_speaker(
+    run_or_dir: str | Path, device: str, compiled: bool = False, ema: bool = False
+) -> Speaker:
+    """Load the model and tokenizer of a run folder, finished or not, or of an exported directory; `ema`: its average.
 
     Raises `CheckpointError` when it holds no model, `DataError` when the tokenizer is missing.
     """
@@ -46,7 +48,7 @@ def open_speaker(run_or_dir: str | Path, device: str, compiled: bool = False) ->
             f"--compile is for speaking on a CPU, this is {place}; leave it out"
         )
     dtype = torch.float32 if place.type == "cpu" else torch.bfloat16
-    model, tokenizer, origin = open_model(run_or_dir, dtype, mtp=False)
+    model, tokenizer, origin = open_model(run_or_dir, dtype, mtp=False, ema=ema)
     tokenizer = tokenizer or Tokenizer.load(origin)
     model = model.to(place, dtype).eval()
     if compiled:
@@ -56,16 +58,24 @@ def open_speaker(run_or_dir: str | Path, device: str, compiled: bool = False) ->
 
 
 def open_model(
-    run_or_dir: str | Path, dtype: torch.dtype | None = None, mtp: bool | None = None
+    run_or_dir: str | Path,
+    dtype: torch.dtype | None = None,
+    mtp: bool | None = None,
+    ema: bool = False,
 ) -> tuple[Transformer, Tokenizer | None, Path]:
     """Model, tokenizer if there is one, and where they came from.
 
-    Of a run that has not come to its end that is its newest checkpoint, as long as there is one.
+    Of a run that has not come to its end that is its newest checkpoint, as long as there is one. With `ema` it is
+    the average of the weights that the run keeps, which only checkpoints hold.
     """
     run = RunFolder(run_or_dir)
-    if run.recipe_file.is_file() and not _is_finished(run):
-        model, origin = newest_model(run, partial(print, file=sys.stderr))
+    if run.recipe_file.is_file() and (ema or not _is_finished(run)):
+        model, origin = newest_model(run, partial(print, file=sys.stderr), ema)
         return model, Tokenizer.load(run.data), origin
+    if ema:
+        raise CheckpointError(
+            f"{run_or_dir} is no run folder, and only the checkpoints of one hold an average; leave --ema out"
+        )
     source = _exported_directory(run_or_dir)
     tokenizer = Tokenizer.load(source) if (source / "tokenizer.json").exists() else None
     return fathom.load(source, dtype, mtp=mtp), tokenizer, source

@@ -22,6 +22,10 @@ Compiled = Annotated[
     ),
 ]
 
+Ema = Annotated[
+    bool, typer.Option("--ema", help="The average of the weights that the run keeps ([ema] decay).")
+]
+
 
 def choose_device(name: str) -> torch.device:
     """The device of that name; "auto" is CUDA where there is one, else the CPU."""

@@ -65,8 +65,8 @@ class Settings:
                 raise DataError(f"{name}={getattr(self, name)} is not a share; give 0 to 1")
         if self.tokenizer == "char" and (self.fim_rate or self.split_rate):
             raise DataError(
-                f"fim_rate={self.fim_rate} and split_rate={self.split_rate} need control tokens and merged tokens, which "
-                f"a character tokenizer has not; set both to 0 or take tokenizer 'bpe'"
+                f"fim_rate={self.fim_rate} and split_rate={self.split_rate} need tokens that a character tokenizer has "
+                f"not; set both to 0 or take tokenizer 'bpe'"
             )
         if self.tokenizer not in TRAINED:
             tokenizer = Tokenizer.load(self.tokenizer)

@@ -9,15 +9,17 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
 from fathom.data.prepare import Say, TokenData
 from fathom.inference import Sampling, generate
 from fathom.planning import flops_per_token
-from fathom.runs.folder import RunFolder
+from fathom.runs.folder import SPIKES, RunFolder
 from fathom.runs.recipe import Recipe, Stage
+from fathom.runs.tensorboard import TensorBoard
 from fathom.runs.timeline import Span
-from fathom.train.evaluate import bits_per_byte, evaluate
+from fathom.train.evaluate import HeldOut, bits_per_byte, evaluate
 from fathom.train.loop import Callback, StepRecord, Trainer
 from fathom.train.positions import loss_by_position
 
@@ -47,6 +49,17 @@ class Setting:
     show: Show
     say: Say
     save: Callable[[Trainer], None]
+    board: TensorBoard | None = field(init=False)
+
+    def __post_init__(self) -> None:
+        wanted = self.recipe.monitor.tensorboard
+        self.board = TensorBoard(self.folder.path) if wanted else None
+
+    def log(self, name: str, line: dict[str, Any]) -> None:
+        """Add a line to a log, and its numbers to TensorBoard where that is wanted."""
+        self.folder.append(name, line)
+        if self.board:
+            self.board.write(name, line)
 
     @property
     def span(self) -> Span:
@@ -67,6 +80,7 @@ def stage_callbacks(setting: Setting) -> list[Callback]:
     """All of them. Logs come before the checkpoint, so that none is missing for a saved step."""
     return [
         Metrics(setting),
+        Spikes(setting),
         HeldOutLoss(setting),
         LossByPosition(setting),
         Samples(setting),
@@ -93,10 +107,10 @@ class Metrics:
 
     def __call__(self, trainer: Trainer, record: StepRecord) -> None:
         line = self._line(trainer, record)
-        self.s.folder.append("metrics.jsonl", line)
+        self.s.log("metrics.jsonl", as_json(line))
         if self.s.due(trainer.step, self.s.recipe.monitor.load_every):
             load = {"step": trainer.step, "load": record.expert_load.tolist()}
-            self.s.folder.append("load.jsonl", load | {"bias": _bias_range(trainer)})
+            self.s.log("load.jsonl", load | {"bias": _bias_range(trainer)})
         self.recent = [*self.recent[-19:], time.perf_counter() - self.last]
         self.last = time.perf_counter()
         eta = (self.s.recipe.steps - trainer.step) * sum(self.recent) / len(self.recent)
@@ -106,19 +120,23 @@ class Metrics:
         m = record.moment
         rate = m.batch * m.seq_len / record.seconds
         load = record.expert_load.float()
+        per_token = self.s.data.bytes_per_token("train")
         violation = (load.amax(1) / load.mean(1)).tolist() if load.numel() else []
         return {
             "step": trainer.step,
             "stage": m.stage,
             "tokens": m.tokens,
+            "batch": m.batch,
+            "seq_len": m.seq_len,
             "loss": record.loss,
             "mtp_loss": record.mtp_loss,
             "balance_loss": record.balance_loss,
-            "bits_per_byte": bits_per_byte(record.loss, self.s.data.bytes_per_token("train")),
+            "bits_per_byte": bits_per_byte(record.loss, per_token),
             "grad_norm": record.grad_norm,
+            "loss_z": record.verdict.loss_z,
+            "grad_norm_z": record.verdict.grad_norm_z,
+            "skipped": record.skipped,
             "lr": m.lr,
-            "batch": m.batch,
-            "seq_len": m.seq_len,
             "gamma": m.gamma,
             "mtp_weight": m.mtp_weight,
             "balance_alpha": m.balance_alpha,
@@ -131,6 +149,49 @@ class Metrics:
         }
 
 
+def as_json(line: dict[str, Any]) -> dict[str, Any]:
+    """The line with None for numbers that are not finite, for which JSON has no word."""
+    return {
+        key: None if isinstance(value, float) and not math.isfinite(value) else value
+        for key, value in line.items()
+    }
+
+
+def spike_line(record: StepRecord) -> dict[str, Any]:
+    """What spikes.jsonl says about a remarkable step: what was seen, what was done, and which data it was."""
+    verdict, moment = record.verdict, record.moment
+    line = {
+        "step": moment.step,
+        "stage": moment.stage,
+        "action": verdict.action,
+        "reason": verdict.reason,
+        "loss": record.loss,
+        "grad_norm": record.grad_norm,
+        "loss_z": verdict.loss_z,
+        "grad_norm_z": verdict.grad_norm_z,
+        "data": {
+            "first_sequence": record.first_sequence,
+            "count": moment.batch,
+            "sources": record.sources,
+        },
+    }
+    return as_json(line)
+
+
+class Spikes:
+    """spikes.jsonl: steps that the guard skipped or remarked on. Roll-backs never come to a callback."""
+
+    def __init__(self, setting: Setting) -> None:
+        self.s = setting
+
+    def __call__(self, trainer: Trainer, record: StepRecord) -> None:
+        if record.verdict.reason is None:
+            return
+        self.s.log(SPIKES, spike_line(record))
+        done = "recorded" if record.verdict.learns else "skipped"
+        self.s.say(f"step {trainer.step} is {done}: {record.verdict.reason}")
+
+
 def _bias_range(trainer: Trainer) -> list[list[float]]:
     """[smallest, largest] router bias of each MoE block that has one."""
     biases = (router.e_score_correction_bias for router in trainer.model.routers())
@@ -139,6 +200,8 @@ def _bias_range(trainer: Trainer) -> list[list[float]]:
 
 def _shown(line: dict) -> str:
     mtp = f"  mtp {line['mtp_loss']:.3f}" if line["mtp_weight"] and line["mtp_loss"] else ""
+    if line["skipped"]:
+        return f"skipped: {line['skipped']}"
     return (
         f"loss {line['loss']:.3f}{mtp}  bits/byte {line['bits_per_byte']:.3f}  "
         f"grad {line['grad_norm']:.2f}  lr {line['lr']:.1e}  {line['tokens_per_second']:,.0f} tok/s  "
@@ -147,7 +210,7 @@ def _shown(line: dict) -> str:
 
 
 class HeldOutLoss:
-    """evals.jsonl: loss and bits per byte on held-out text."""
+    """evals.jsonl: loss and bits per byte on held-out text; the loss of the averaged weights too, if there are some."""
 
     def __init__(self, setting: Setting) -> None:
         self.s = setting
@@ -159,10 +222,17 @@ class HeldOutLoss:
         limit = None if trainer.step == self.s.last_step else monitor.eval_tokens
         rows = stage.micro_batch or stage.batch
         mtp = stage.mtp_weight > 0
-        found = evaluate(trainer.model, self.s.data, stage.seq_len, rows, limit, mtp)
+
+        def measure() -> HeldOut:
+            return evaluate(trainer.model, self.s.data, stage.seq_len, rows, limit, mtp)
+
+        found = measure()
         line = {"step": trainer.step, "tokens": trainer.tokens, "loss": found.loss}
         line |= {"bits_per_byte": found.bits_per_byte, "mtp_loss": found.mtp_loss}
-        self.s.folder.append("evals.jsonl", line | {"held_out_tokens": found.tokens})
+        if trainer.ema:
+            with trainer.ema.in_place_of_weights():
+                line["ema_loss"] = measure().loss
+        self.s.log("evals.jsonl", line | {"held_out_tokens": found.tokens})
         self.s.say(
             f"step {trainer.step}: held-out loss {found.loss:.3f} (perplexity "
             f"{math.exp(min(found.loss, 50)):,.1f}), {found.bits_per_byte:.3f} bits per byte"
@@ -215,7 +285,7 @@ class Samples:
             return
         text = self._write(trainer, monitor.sample_tokens)
         line = {"step": trainer.step, "prompt": monitor.sample_prompt, "text": text}
-        self.s.folder.append("samples.jsonl", line)
+        self.s.log("samples.jsonl", line)
         self.s.say(f"step {trainer.step} writes:\n{monitor.sample_prompt}{text}\n")
 
     def _write(self, trainer: Trainer, tokens: int) -> str:

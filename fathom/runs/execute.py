@@ -20,15 +20,16 @@ from fathom.data.prepare import Say, TokenData, prepare
 from fathom.errors import FathomError
 from fathom.kernels import compile_elementwise
 from fathom.model import Transformer
-from fathom.runs.callbacks import Setting, Show, begin_stage, stage_callbacks
+from fathom.runs.callbacks import Setting, Show, begin_stage, spike_line, stage_callbacks
 from fathom.runs.environment import DECISIVE, environment
-from fathom.runs.folder import RunFolder
+from fathom.runs.folder import SPIKES, RunFolder
 from fathom.runs.machine import check_memory
 from fathom.runs.recipe import Recipe, Stage
 from fathom.runs.saving import resume_run, save_run
 from fathom.runs.streams import stage_loader
+from fathom.runs.tensorboard import require_tensorboard
 from fathom.train.checkpoint import checkpoints, remove_unfinished
-from fathom.train.loop import StagePlan, Trainer, train_stage
+from fathom.train.loop import RollBack, StagePlan, Trainer, train_stage
 from fathom.train.memory import keep_freed_memory
 from fathom.train.rate import matmul_rate
 
@@ -50,14 +51,17 @@ class Run:
     def set_up(self) -> None:
         """Folder, data, model and optimiser, put back to where the run was."""
         check_memory(self.recipe.model, self.device)
+        if self.recipe.monitor.tensorboard:
+            require_tensorboard()
         self.folder.claim(self.recipe)
         keep_freed_memory()
         compile_elementwise(self.recipe.precision.compile)
         dtype = compute_dtype(self.recipe.precision.compute, self.device)
         self._write_environment(dtype)
         self.data = self._prepare()
-        self.trainer = Trainer.start(self._build_model(dtype), self.recipe.optim)
+        self.trainer = self._start()
         self._resume()
+        self._go_on()
         self.peak_flops = matmul_rate(self.device, dtype or torch.float32)
 
     def _write_environment(self, dtype: torch.dtype | None) -> None:
@@ -90,6 +94,12 @@ class Run:
             say=self.say,
         )
 
+    def _start(self) -> Trainer:
+        """A trainer at step 0."""
+        recipe = self.recipe
+        model = self._build_model(compute_dtype(recipe.precision.compute, self.device))
+        return Trainer.start(model, recipe.optim, recipe.guard, recipe.ema)
+
     def _build_model(self, dtype: torch.dtype | None) -> Transformer:
         """The model as the seed makes it, on the device; the same on every device."""
         torch.manual_seed(self.recipe.seed)
@@ -105,10 +115,16 @@ class Run:
             done = self.trainer.step == self.recipe.steps
             ending = "all steps are done" if done else "going on from there"
             self.say(f"checkpoint of step {self.trainer.step} found: {ending}")
-        elif checkpoints(self.folder.checkpoints):
-            self.say("no checkpoint is whole: beginning anew")
+        else:
+            if checkpoints(self.folder.checkpoints):
+                self.say("no checkpoint is whole: beginning anew")
+            if self.trainer.step:  # a roll-back
+                self.trainer = self._start()
         self.saved_step = self.trainer.step
-        self.folder.forget_after(self.trainer.step)
+
+    def _go_on(self) -> None:
+        """Whatever was said and set after the step that the trainer is at now is undone."""
+        self.folder.forget_after(self.trainer.step, self.trainer.guard.tally.spikes)
         moment = self.recipe.at(step=self.trainer.step)
         self.trainer.model.set_rope_scaling(moment.rope_scaling)
 
@@ -132,7 +148,28 @@ class Run:
         return f"step {self.saved_step}" if self.saved_step else "the start"
 
     def train(self) -> None:
-        """All stages that are not done yet."""
+        """All stages that are not done yet, from an earlier step again after each roll-back."""
+        while self.trainer.step < self.recipe.steps:
+            try:
+                self._train_stages()
+            except RollBack as spike:
+                self._roll_back(spike)
+
+    def _roll_back(self, spike: RollBack) -> None:
+        """Go back to the newest good checkpoint, or the start, and pass over the data seen since."""
+        tally, passed_over = self.trainer.guard.tally, self.trainer.passed_over
+        self._resume()
+        since = spike.sequences_since(self.trainer.step)
+        line = spike_line(spike.record) | {"to": self.trainer.step, "passed_over": since}
+        self.folder.append(SPIKES, line)
+        self.trainer.guard.rolled_back(tally, self.trainer.step)
+        self.trainer.passed_over = passed_over + since
+        self._go_on()
+        self.say(
+            f"step {spike.record.moment.step} is rolled back: {spike}; {since} sequences are passed over"
+        )
+
+    def _train_stages(self) -> None:
         for index, stage in enumerate(self.recipe.stages):
             if self.trainer.step >= self.recipe.spans[index].last_step:
                 continue

@@ -21,6 +21,7 @@ from fathom.runs.tables import differences
 
 LOCK, UNFINISHED = ".lock", ".writing"
 LOGS = ("metrics.jsonl", "evals.jsonl", "samples.jsonl", "load.jsonl", "positions.jsonl")
+SPIKES = "spikes.jsonl"
 
 
 class RunFolder:
@@ -122,14 +123,24 @@ class RunFolder:
         except OSError as error:
             raise self._failed(self.path / name, error) from error
 
-    def forget_after(self, step: int) -> None:
-        """Drop log lines of steps beyond `step` and torn last lines."""
+    def forget_after(self, step: int, spikes: int = 0) -> None:
+        """Drop log lines of steps beyond `step`, all but the first `spikes` of spikes.jsonl, and torn last lines.
+
+        That log counts its lines, because a roll-back stands there though the step that it happened at is undone.
+        """
         for name in LOGS:
-            if (self.path / name).exists():
-                kept = [line for line in self._lines(name) if json.loads(line)["step"] <= step]
-                self.write(name, "".join(line + "\n" for line in kept))
+            lines = [line for line in self._lines(name) if json.loads(line)["step"] <= step]
+            self._rewrite(name, lines)
+        self._rewrite(SPIKES, self._lines(SPIKES)[:spikes])
+
+    def _rewrite(self, name: str, lines: list[str]) -> None:
+        if (self.path / name).exists():
+            self._close(name)
+            self.write(name, "".join(line + "\n" for line in lines))
 
     def _lines(self, name: str) -> list[str]:
+        if not (self.path / name).exists():
+            return []
         lines = (self.path / name).read_text(encoding="utf-8", errors="replace").split("\n")
         return [line for line in lines if _is_whole(line)]
 
@@ -151,10 +162,13 @@ class RunFolder:
 
     def close(self) -> None:
         """Close the logs and let other processes in."""
-        for file in self._open.values():
+        for name in list(self._open):
+            self._close(name)
+
+    def _close(self, name: str) -> None:
+        if name in self._open:
             with suppress(OSError):  # of a full disk, which has been told when it was met
-                file.close()
-        self._open.clear()
+                self._open.pop(name).close()
 
     def sync(self) -> None:
         """Have the logs on the disk, so that even after a power cut none lacks a step that a checkpoint has."""

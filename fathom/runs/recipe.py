@@ -27,9 +27,22 @@ from fathom.runs.sections import (
 )
 from fathom.runs.tables import build, parse_value, to_toml, unknown
 from fathom.runs.timeline import Span, lay_out, span_at_step, span_at_tokens, total_tokens
+from fathom.train.ema import EmaConfig
+from fathom.train.guard import GuardConfig
 from fathom.train.optimizer import OptimConfig
 from fathom.train.schedule import Moment
 
+TABLES: dict[str, type] = {
+    "model": ModelConfig,
+    "data": DataConfig,
+    "optim": OptimConfig,
+    "guard": GuardConfig,
+    "ema": EmaConfig,
+    "precision": PrecisionConfig,
+    "checkpoint": CheckpointConfig,
+    "monitor": MonitorConfig,
+}
+"""The tables of a recipe but [[stages]], in the order in which they are written out."""
 FOLDER = Path(__file__).resolve().parent.parent / "recipes"
 
 
@@ -47,6 +60,8 @@ class Recipe:
     """Seed of everything random."""
     data: DataConfig = field(default_factory=DataConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
+    guard: GuardConfig = field(default_factory=GuardConfig)
+    ema: EmaConfig = field(default_factory=EmaConfig)
     precision: PrecisionConfig = field(default_factory=PrecisionConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     monitor: MonitorConfig = field(default_factory=MonitorConfig)
@@ -109,8 +124,8 @@ class Recipe:
         content = asdict(self)
         # TOML has no null: a recipe says 0 for "no query latent".
         content["model"]["q_lora_rank"] = self.model.q_lora_rank or 0
-        order = ("name", "seed", "model", "data", "optim", "precision", "checkpoint", "monitor")
-        return {key: content[key] for key in (*order, "stages")}
+        plain = ("name", "seed")
+        return {key: content[key] for key in (*plain, *TABLES, "stages")}
 
     def to_toml(self) -> str:
         """The resolved recipe, every default written out."""
@@ -215,23 +230,15 @@ def _stage_called(stages: list[Any], name: str) -> Any:
 
 def recipe_from_dict(content: dict[str, Any]) -> Recipe:
     """A recipe from nested tables, everything checked."""
-    tables = {
-        "model": ModelConfig,
-        "data": DataConfig,
-        "optim": OptimConfig,
-        "precision": PrecisionConfig,
-        "checkpoint": CheckpointConfig,
-        "monitor": MonitorConfig,
-    }
-    known = {*tables, "name", "seed", "stages"}
+    known = {*TABLES, "name", "seed", "stages"}
     parts: dict[str, Any] = {}
     for key, value in content.items():
         if key not in known:
             raise RecipeError(unknown(key, key, known))
-        if key in tables:
+        if key in TABLES:
             if not isinstance(value, dict):
                 raise RecipeError(f"{key} = {value!r} must be a table: [{key}]")
-            parts[key] = _table(tables[key], value, key)
+            parts[key] = _table(TABLES[key], value, key)
         elif key == "stages":
             parts[key] = _stages(value)
         else:

@@ -12,32 +12,34 @@ from fathom.errors import CheckpointError
 from fathom.model import Transformer
 from fathom.runs.folder import RunFolder
 from fathom.train.checkpoint import Say, newest_good, read_state, read_tensors, save_checkpoint
+from fathom.train.ema import averaged
 from fathom.train.loop import Trainer
 from fathom.train.optimizer import optimizer_tensors
 
 
 def run_tensors(trainer: Trainer) -> dict[str, Tensor]:
-    """Masters, router biases, AdamW's state and the random state, by name. They are the live tensors.
+    """Masters, router biases, AdamW's state, the EMA and the random state, by name. They are the live tensors.
 
     Nothing in training draws from a GPU's generator, so that a run may go on on another device.
     """
     tensors = _weights(trainer.model)
     optimizer = optimizer_tensors(trainer.model, trainer.optimizer)
     tensors |= {f"optimizer.{name}": t for name, t in optimizer.items()}
+    if trainer.ema:
+        tensors |= {f"ema.{name}": t for name, t in trainer.ema.tensors().items()}
     return tensors | {"random.cpu": torch.get_rng_state()}
 
 
 def _weights(model: Transformer) -> dict[str, Tensor]:
     """The model's tensors by their names in a checkpoint, a tied head once."""
-    state = {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
-    if model.config.tie_word_embeddings:
-        del state["model.lm_head.weight"]
-    return state
+    return {f"model.{name}": tensor for name, tensor in averaged(model).items()}
 
 
 def save_run(trainer: Trainer, directory: Path, keep: int, data: dict[str, Any]) -> Path:
     """Write a checkpoint of the whole run at its present step; `data` says what it is trained on."""
     state: dict[str, Any] = {"step": trainer.step, "tokens": trainer.tokens, "data": data}
+    state |= {"passed_over": trainer.passed_over, "guard": trainer.guard.state()}
+    state |= {"ema_updates": trainer.ema.updates} if trainer.ema else {}
     return save_checkpoint(directory, trainer.step, run_tensors(trainer), state, keep)
 
 
@@ -61,20 +63,31 @@ def resume_run(trainer: Trainer, directory: Path, data: dict[str, Any], say: Say
     read_tensors(folder, tensors)
     torch.set_rng_state(tensors["random.cpu"])
     trainer.step, trainer.tokens = state["step"], state["tokens"]
+    trainer.passed_over = state.get("passed_over", 0)
+    trainer.guard.restore(state.get("guard", {}))
+    if trainer.ema:
+        trainer.ema.updates = state["ema_updates"]
     return True
 
 
-def newest_model(run: RunFolder, say: Say) -> tuple[Transformer, Path]:
+def newest_model(run: RunFolder, say: Say, ema: bool = False) -> tuple[Transformer, Path]:
     """The model in a run's newest good checkpoint, for speaking or exporting while the run goes on.
 
-    Raises `CheckpointError` when there is no checkpoint that is whole.
+    With `ema` it has the average of the weights. Raises `CheckpointError` when there is no checkpoint that is
+    whole, or no average in it.
     """
     recipe, folder = run.read_recipe(), newest_good(run.checkpoints, say)
     if folder is None:
         raise CheckpointError(
             f"{run.checkpoints} holds no whole checkpoint; give the `fathom run` command again"
         )
+    if ema and not recipe.ema.decay:
+        raise CheckpointError(
+            f"{run.path} kept no average of its weights (ema.decay = 0); leave --ema out, or train with "
+            f"--set ema.decay=0.999 in a new run folder"
+        )
     model = Transformer(recipe.model)
-    read_tensors(folder, _weights(model))
+    kind = "ema" if ema else "model"
+    read_tensors(folder, {f"{kind}.{name}": t for name, t in averaged(model).items()})
     model.set_rope_scaling(recipe.at(step=read_state(folder)["step"]).rope_scaling)
     return model, folder

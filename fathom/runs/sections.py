@@ -1,7 +1,7 @@
 """The tables of a recipe, one dataclass each, one docstring per key; checks that need no other table.
 
-Values that the report does not publish are our choice. [model] is `fathom.ModelConfig`, [optim] is
-`fathom.train.optimizer.OptimConfig`.
+Values that the report does not publish are our choice. [model] is `fathom.ModelConfig`; [optim], [guard] and [ema]
+are `OptimConfig`, `GuardConfig` and `EmaConfig` in `fathom/train/`.
 """
 
 from __future__ import annotations
@@ -107,6 +107,8 @@ class MonitorConfig:
     """Steps between whole expert-load matrices in load.jsonl."""
     position_tokens: int = 16384
     """Held-out tokens whose loss by position is taken before and after a stage, one sequence at least; 0: none."""
+    tensorboard: bool = False
+    """Write the numbers of the logs for TensorBoard as well, into OUT/tensorboard."""
 
     def __post_init__(self) -> None:
         counts = tuple(field.name for field in fields(self) if field.name != "position_tokens")
@@ -279,5 +281,5 @@ def _check_positive(table: Any, path: str, keys: tuple[str, ...] | None = None) 
     """Counts must be at least 1: the named ones where they are given, or every whole number of the table."""
     for key in keys or tuple(one.name for one in fields(table)):
         value = getattr(table, key)
-        if isinstance(value, int) and value < 1:
+        if isinstance(value, int) and not isinstance(value, bool) and value < 1:
             raise RecipeError(f"{path}.{key} = {value} must be at least 1; raise it")

@@ -37,7 +37,7 @@ class Span:
 
     def sequences_before(self, step: int) -> int:
         """Sequences of this stage that steps of the run before `step` (counted from 1) have taken."""
-        return int(self.stage.batches.before(step - 1 - self.first_step))
+        return int(self.stage.batches.before(max(step - 1 - self.first_step, 0)))
 
     def tokens_at(self, step: float) -> int:
         """Tokens of the run that are trained on when `step` steps of it are done."""

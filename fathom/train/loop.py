@@ -7,7 +7,6 @@ wherever it was interrupted.
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import closing
@@ -17,8 +16,9 @@ import torch
 from torch import Tensor
 
 from fathom.data.loader import Ahead, Batch, Loader
-from fathom.errors import FathomError
 from fathom.model import Losses, Transformer, losses, update_bias
+from fathom.train.ema import Ema, EmaConfig
+from fathom.train.guard import Guard, GuardConfig, Verdict
 from fathom.train.optimizer import OptimConfig, build_adamw, clip, set_learning_rate
 from fathom.train.schedule import Moment
 
@@ -30,13 +30,25 @@ class Trainer:
     model: Transformer
     optimizer: torch.optim.AdamW
     optim: OptimConfig
+    guard: Guard
+    ema: Ema | None = None
     step: int = 0
     tokens: int = 0
+    passed_over: int = 0
+    """Sequences that roll-backs took out of the stream of data."""
 
     @classmethod
-    def start(cls, model: Transformer, optim: OptimConfig) -> Trainer:
-        """A trainer at step 0."""
-        return cls(model.train(), build_adamw(model, optim), optim)
+    def start(
+        cls,
+        model: Transformer,
+        optim: OptimConfig,
+        guard: GuardConfig | None = None,
+        ema: EmaConfig | None = None,
+    ) -> Trainer:
+        """A trainer at step 0, without a guard or an average unless told."""
+        watch = Guard(guard or GuardConfig(action="off"), optim.clip_norm)
+        average = Ema(model, ema) if ema and ema.decay else None
+        return cls(model.train(), build_adamw(model, optim), optim, watch, average)
 
 
 @dataclass
@@ -53,6 +65,15 @@ class StepRecord:
     """int64 [MoE blocks, experts]: tokens of the whole batch sent to each expert."""
     sources: dict[str, int]
     """Sequences of the batch from each source of the data."""
+    first_sequence: int
+    """Where in the stage's stream the batch began."""
+    verdict: Verdict
+    """The guard's."""
+
+    @property
+    def skipped(self) -> str | None:
+        """Why nothing was learnt from the step; None for all others."""
+        return None if self.verdict.learns else self.verdict.reason
 
 
 Callback = Callable[[Trainer, StepRecord], None]
@@ -72,44 +93,88 @@ class StagePlan:
     stop: Callable[[], bool] = field(default=lambda: False)
     """Asked after each step; True ends the stage early."""
 
-    def rows(self, step: int) -> tuple[int, int] | None:
+    def rows(self, step: int, passed_over: int) -> tuple[int, int] | None:
         """(first sequence, how many) of a step, or None behind the stage's end."""
         if step > self.last_step:
             return None
-        return self.first_sequence(step), self.moment(step).batch
+        return self.first_sequence(step) + passed_over, self.moment(step).batch
+
+
+class RollBack(Exception):
+    """Raised before a step that the guard wants the run to be rolled back from; nothing has learnt from it."""
+
+    def __init__(self, plan: StagePlan, record: StepRecord) -> None:
+        super().__init__(record.verdict.reason)
+        self.plan, self.record = plan, record
+
+    def sequences_since(self, step: int) -> int:
+        """How many the run saw of this stage's stream after `step`, the offending batch included."""
+        moment = self.record.moment
+        seen = self.plan.first_sequence(moment.step) + moment.batch
+        return seen - self.plan.first_sequence(step + 1)
 
 
 def train_stage(trainer: Trainer, plan: StagePlan, callbacks: Sequence[Callback]) -> bool:
-    """Run the stage's remaining steps; False when `plan.stop` ended it early."""
+    """Run the stage's remaining steps; False when `plan.stop` ended it early.
+
+    Raises `RollBack` where the guard wants one, and `FathomError` where it sees no way on.
+    """
     with closing(Ahead(plan.loader)) as reader:
         for step in range(trainer.step + 1, plan.last_step + 1):
-            started = time.perf_counter()
-            moment, rows = plan.moment(step), plan.rows(step)
-            assert rows is not None
-            batch = reader.batch(rows, then=plan.rows(step + 1))
-            found = accumulate_gradients(trainer.model, batch, plan.micro_batch, moment)
-            grad_norm = clip(trainer.model, trainer.optim.clip_norm).item()
-            _refuse_non_finite(step, found.total.item(), grad_norm)
-            set_learning_rate(trainer.optimizer, moment.lr)
-            trainer.optimizer.step()
-            trainer.optimizer.zero_grad()
-            update_bias(trainer.model, moment.gamma)
-            trainer.step, trainer.tokens = step, moment.tokens
-            record = StepRecord(
-                moment,
-                found.main.item(),
-                found.mtp.item(),
-                found.balance.item(),
-                grad_norm,
-                time.perf_counter() - started,
-                found.expert_load,
-                batch.sources,
-            )
+            record = train_step(trainer, plan, reader, step)
+            if record.verdict.action == "rollback":
+                raise RollBack(plan, record)
+            trainer.step, trainer.tokens = step, record.moment.tokens
             for callback in callbacks:
                 callback(trainer, record)
             if plan.stop() and step < plan.last_step:
                 return False
     return True
+
+
+def train_step(trainer: Trainer, plan: StagePlan, reader: Ahead, step: int) -> StepRecord:
+    """Read, differentiate, judge, and learn from the step if it is sound."""
+    started = time.perf_counter()
+    moment, rows = plan.moment(step), plan.rows(step, trainer.passed_over)
+    assert rows is not None
+    batch = reader.batch(rows, then=plan.rows(step + 1, trainer.passed_over))
+    found = accumulate_gradients(trainer.model, batch, plan.micro_batch, moment)
+    grad_norm = clip(trainer.model, trainer.optim.clip_norm).item()
+    verdict = trainer.guard.judge(moment, found.main.item(), found.total.item(), grad_norm)
+    if verdict.learns:
+        learn(trainer, moment)
+    else:
+        forget(trainer)
+    return StepRecord(
+        moment,
+        found.main.item(),
+        found.mtp.item(),
+        found.balance.item(),
+        grad_norm,
+        time.perf_counter() - started,
+        found.expert_load,
+        batch.sources,
+        rows[0],
+        verdict,
+    )
+
+
+def learn(trainer: Trainer, moment: Moment) -> None:
+    """Weights, router biases and the average of both take the step."""
+    if trainer.ema:
+        trainer.ema.wait()
+    set_learning_rate(trainer.optimizer, moment.lr)
+    trainer.optimizer.step()
+    trainer.optimizer.zero_grad()
+    update_bias(trainer.model, moment.gamma)
+    if trainer.ema:
+        trainer.ema.update(moment.step)
+
+
+def forget(trainer: Trainer) -> None:
+    """Drop all that a step left: gradients, and the load that its tokens added to the routers' counts."""
+    trainer.optimizer.zero_grad()
+    update_bias(trainer.model, gamma=0.0)
 
 
 def accumulate_gradients(
@@ -159,14 +224,4 @@ def _weighted(parts: list[Losses], shares: list[float]) -> Losses:
         mean(part.total for part in parts),
         tuple(map(mean, zip(*(part.mtp_by_depth for part in parts), strict=True))),
         torch.stack([part.expert_load for part in parts]).sum(0),
-    )
-
-
-def _refuse_non_finite(step: int, loss: float, grad_norm: float) -> None:
-    """Stop before a broken step touches the weights."""
-    if math.isfinite(loss) and math.isfinite(grad_norm):
-        return
-    raise FathomError(
-        f"loss {loss} and gradient norm {grad_norm} at step {step} are not finite; the last "
-        f"checkpoint is unharmed. Lower the learning rate (--set stages.NAME.lr=…) in a new run folder"
     )

@@ -223,7 +223,7 @@ def test_a_full_disk_loses_nothing(
     log = tmp_path / "run" / "samples.jsonl"
     log.rename(tmp_path / "samples")
     log.symlink_to("/dev/full")
-    monkeypatch.setattr(execute.RunFolder, "forget_after", lambda folder, step: None)
+    monkeypatch.setattr(execute.RunFolder, "forget_after", lambda folder, step, spikes: None)
     with pytest.raises(FathomError, match=r"samples\.jsonl could not be written: No space left"):
         execute.run(recipe, tmp_path / "run")
     log.unlink()

@@ -57,7 +57,7 @@ def test_stages_of_one_length_read_one_stream() -> None:
     cut = recipe({"steps": 10}, {"steps": 6, "batch": 8}, {"steps": 4})
     whole = recipe({"steps": 26})
     parts = [starts(cut, i) for i in range(3)]
-    assert sum(parts, []) == starts(whole, 0)
+    assert [*parts[0], *parts[1], *parts[2]] == starts(whole, 0)
     assert len(set(parts[0] + parts[1])) == 88, "nothing twice"
 
 

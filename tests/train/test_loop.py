@@ -209,7 +209,7 @@ def test_a_step_that_is_not_finite_stops_before_anything_changes(
         monkeypatch.setattr(loop, "accumulate_gradients", not_finite)
     else:
         monkeypatch.setattr(loop, "clip", lambda model, largest: torch.tensor(float("inf")))
-    with pytest.raises(FathomError, match=r"step 2 are not finite.*learning rate"):
+    with pytest.raises(FathomError, match=r"not finite at step 2;.*learning rate"):
         train_stage(trainer, plan(), [])
     assert trainer.step == 1
     for name, tensor in trainer.model.state_dict().items():
