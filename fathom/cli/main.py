@@ -25,6 +25,11 @@ COMMANDS = {
 }
 """Each is a function of the same name in `fathom.cli.NAME`."""
 
+GROUPS = {
+    "eval": "Measure a model: needle.",
+}
+"""Commands with commands of their own; each is a typer application `app` in `fathom.cli.NAME`."""
+
 WRONG, INTERRUPTED = 2, 130
 
 
@@ -69,6 +74,9 @@ def _app(typer: Any, chosen: str | None) -> Any:
     app.callback()(options)
     for name, summary in COMMANDS.items():
         app.command(name, help=None if name == chosen else summary)(_command(name, chosen))
+    for name, summary in GROUPS.items():
+        group = import_module(f"fathom.cli.{name}").app if name == chosen else typer.Typer()
+        app.add_typer(group, name=name, help=summary)
     return app
 
 

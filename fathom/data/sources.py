@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from fathom.data import needles
 from fathom.errors import DataError
 
 STDLIB = "stdlib"
@@ -78,7 +79,7 @@ class Rejects:
 
 
 def read_documents(source: str | Path, rejects: Rejects) -> Iterator[Document]:
-    """Documents of "stdlib", a file or a folder, in an order that depends on nothing but its content.
+    """Documents of "stdlib", "needles:SIZE", a file or a folder, in an order that depends on nothing but its content.
 
     Files: text of any known suffix is one document each; .jsonl gives its field "text" per line,
     .parquet its column "text" per row; .gz beside .txt, .md and .jsonl is unpacked. A file that is
@@ -87,6 +88,8 @@ def read_documents(source: str | Path, rejects: Rejects) -> Iterator[Document]:
     """
     if str(source) == STDLIB:
         return _read_stdlib(rejects)
+    if needles.is_needles(str(source)):
+        return (Document(text, str(source)) for text in needles.documents(str(source)))
     path = Path(source)
     if path.is_dir():
         return _read_folder(path, rejects)

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from fathom.data.prepare import Say, TokenData
+from fathom.evaluation import Form, Pairs, PassKey, even_depths, needle_grid
 from fathom.inference import Sampling, generate
 from fathom.planning import flops_per_token
 from fathom.runs.folder import RunFolder
@@ -62,6 +63,7 @@ def stage_callbacks(setting: Setting) -> list[Callback]:
         Metrics(setting),
         HeldOutLoss(setting),
         Samples(setting),
+        Needles(setting),
         Checkpoints(setting),
     ]
 
@@ -175,6 +177,31 @@ class Samples:
         return tokenizer.decode(
             generate(trainer.model, self.prompt, count, sampling, {tokenizer.eos_id})
         )
+
+
+class Needles:
+    """needle.jsonl: what is found in long texts at the stage's end, where the recipe asks for it."""
+
+    def __init__(self, setting: Setting) -> None:
+        self.s = setting
+
+    def __call__(self, trainer: Trainer, record: StepRecord) -> None:
+        monitor = self.s.recipe.monitor
+        if not monitor.needle_lengths or trainer.step != self.s.last_step:
+            return
+        depths = even_depths(monitor.needle_depths)
+        grid = needle_grid(
+            trainer.model, self._form(), monitor.needle_lengths, depths, monitor.needle_trials
+        )
+        line = {"step": trainer.step, "stage": self.s.stage.name, "when": "after"}
+        self.s.folder.append("needle.jsonl", line | grid.to_dict())
+        self.s.say(f"step {trainer.step}: {100 * grid.share():.0f} % of the needles found")
+
+    def _form(self) -> Form:
+        data = self.s.data
+        if self.s.recipe.monitor.needle_format == "pairs":
+            return Pairs(data.tokenizer)
+        return PassKey(data.tokenizer, data.held_out)
 
 
 class Checkpoints:

@@ -20,7 +20,7 @@ from fathom.runs.recipe import Recipe, recipe_from_dict
 from fathom.runs.tables import differences
 
 LOCK, UNFINISHED = ".lock", ".writing"
-LOGS = ("metrics.jsonl", "evals.jsonl", "samples.jsonl", "load.jsonl")
+LOGS = ("metrics.jsonl", "evals.jsonl", "samples.jsonl", "load.jsonl", "needle.jsonl")
 
 
 class RunFolder:

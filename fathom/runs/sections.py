@@ -82,9 +82,18 @@ class MonitorConfig:
     """Tokens in a sample."""
     load_every: int = 10
     """Steps between whole expert-load matrices in load.jsonl."""
+    needle_lengths: tuple[int, ...] = ()
+    """Lengths in tokens at which needles are looked for at the end of every stage (needle.jsonl); none by default."""
+    needle_depths: int = 11
+    """Depths in such a grid, from the beginning to the end of the text."""
+    needle_trials: int = 5
+    """Texts for each length and depth."""
+    needle_format: str = "pass-key"
+    """What is hidden: a "pass-key" in held-out text, or "pairs" as in the source "needles"."""
 
     def __post_init__(self) -> None:
         _check_positive(self, "monitor")
+        _check_choice("monitor.needle_format", self.needle_format, ("pass-key", "pairs"))
         if self.eval_tokens < 2:
             raise RecipeError(
                 "monitor.eval_tokens = 1 must be at least 2, one to read, one to guess"
