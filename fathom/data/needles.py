@@ -1,4 +1,4 @@
-"""Text in which things must be looked up: the source "needles:10M", made and not read (our choice, no part of the report).
+"""Text in which things must be looked up: the source "needles:10M", made and not read (ours, no part of the report).
 
 A document has a circle of keys, two of them or hundreds. It is words of filler and, among them, keys of the circle:
 where one comes up for the first time a statement `=名Q` gives it a value, and everywhere after that a question `?名Q`

@@ -16,6 +16,8 @@ from itertools import accumulate
 from random import Random
 from typing import Protocol
 
+import numpy as np
+
 from fathom.data import needles
 from fathom.data.tokenizer import Tokenizer
 from fathom.errors import DataError, FathomError
@@ -111,8 +113,8 @@ class PassKey:
     STATEMENT = "\nThe pass key is {}. Remember it: {} is the pass key.\n"
     QUESTION = "\nWhat is the pass key? The pass key is"
 
-    def __init__(self, tokenizer: Tokenizer, text: Sequence[int]) -> None:
-        """`text`: ids of the filler, read from a place drawn anew each time and as a ring; a one-dimensional array does.
+    def __init__(self, tokenizer: Tokenizer, text: Sequence[int] | np.ndarray) -> None:
+        """`text`: ids of the filler, a ring that is read from a place drawn anew each time.
 
         Raises `DataError` when there is none.
         """

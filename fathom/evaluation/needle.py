@@ -2,8 +2,8 @@
 
 Each cell of the grid is a share of trials in which the model's likeliest words are the answer, exactly. A trial's text
 depends on seed, length, depth and its number alone, so that two models read the same texts and a cell is the same in
-any grid. Prompts of one length are read together, as many as make up `TOKENS_AT_A_TIME`; only the last position's logits
-are ever computed, so that memory grows with the length and not with its square.
+any grid. Prompts of one length are read together, as many as make up `TOKENS_AT_A_TIME`; only the last position's
+logits are ever computed, so that memory grows with the length and not with its square.
 """
 
 from __future__ import annotations
@@ -98,7 +98,7 @@ def check(model: Transformer, lengths: Sequence[int], depths: Sequence[float], t
     limit = model.config.max_position_embeddings
     if not lengths or not depths or trials < 1:
         raise FathomError(
-            f"lengths={list(lengths)}, depths={list(depths)} and trials={trials} make no grid; give at least one of each"
+            f"lengths={list(lengths)}, depths={list(depths)} and trials={trials} make no grid; give one of each or more"
         )
     if max(lengths) > limit:
         raise FathomError(

@@ -21,7 +21,7 @@ def characters() -> Tokenizer:
 
 
 class Reader(nn.Module):
-    """Answers the last token, if it is a key, with what followed its mention before, if that is in sight; else with "A"."""
+    """Answers a key with what followed it when it was last named, if that is in sight, and else with "A"."""
 
     def __init__(self, tokenizer: Tokenizer, sight: int, limit: int = 4096) -> None:
         super().__init__()
