@@ -82,7 +82,7 @@ lr_end = 3e-4
 decay_steps = {second}
 """
 COLUMNS = ("", "killed", "where", "lines then", "went on from", "outcome")
-LOGS = ("metrics.jsonl", "evals.jsonl", "samples.jsonl", "load.jsonl")
+LOGS = ("metrics.jsonl", "evals.jsonl", "samples.jsonl", "load.jsonl", "positions.jsonl")
 OF_THE_CLOCK = ("seconds", "tokens_per_second", "mfu")
 
 CHILD = """

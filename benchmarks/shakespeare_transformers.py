@@ -47,12 +47,12 @@ class Plain:
         """The whole training, from new weights."""
         self._build(seed)
         self.loads: list[float] = []
-        loader = Loader(self.data.train, SEQ_LEN, seed)
+        loader = Loader.of(self.data.train, SEQ_LEN, seed)
         for step in range(steps):
             for group in self.optimizer.param_groups:
                 group["lr"] = learning_rate(step, steps)
             self._watch(step >= steps - WATCHED)
-            self._loss(loader.batch(step * BATCH, BATCH)).backward()
+            self._loss(loader.batch(step * BATCH, BATCH).tokens).backward()
             torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
             self.optimizer.step()
             self.optimizer.zero_grad(set_to_none=True)

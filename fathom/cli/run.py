@@ -10,13 +10,10 @@ import typer
 
 from fathom.cli.console import Console
 from fathom.cli.options import Device, choose_device
-from fathom.runs.execute import compute_dtype
+from fathom.errors import FathomError
 from fathom.runs.execute import run as execute
-from fathom.runs.recipe import Recipe, load_recipe
+from fathom.runs.recipe import load_recipe
 from fathom.runs.tables import literal
-
-ASSUMED_EFFICIENCY = 0.5
-"""Share of the measured matrix-product rate that --dry-run expects training to reach (our guess)."""
 
 
 def run(
@@ -36,12 +33,21 @@ def run(
     ] = None,
     device: Device = "auto",
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print what would be done.")] = False,
+    plot: Annotated[
+        Path | None, typer.Option(help="With --dry-run: draw the schedules (.svg, .png, .pdf).")
+    ] = None,
 ) -> None:
     """Train a model from a recipe; the same command again goes on where it stopped."""
     chosen = load_recipe(recipe, [*(set_ or []), *_sources(data)])
     if dry_run:
-        _describe(chosen, device)
+        from fathom.cli.dry_run import dry_run as describe
+
+        describe(chosen, device, plot)
         return
+    if plot:
+        raise FathomError(
+            "--plot draws what a run would do; add --dry-run (a run's report has its own pictures)"
+        )
     folder = out or Path("runs") / chosen.name
     with Console(chosen) as console:
         execute(chosen, folder, choose_device(device), console.show, console.say)
@@ -52,35 +58,3 @@ def run(
 def _sources(data: list[str] | None) -> list[str]:
     """--data as an override of the recipe."""
     return [f"data.sources={literal(data)}"] if data else []
-
-
-def _describe(recipe: Recipe, device: str) -> None:
-    """The resolved recipe, what it costs, and how long it may take here."""
-    import torch
-
-    from fathom.planning import describe
-    from fathom.train.rate import matmul_rate
-
-    place = choose_device(device)
-    dtype = compute_dtype(recipe.precision.compute, place)
-    rate = matmul_rate(place, dtype or torch.float32)
-    print(recipe.to_toml())
-    for stage in recipe.stages:
-        print(f"stage {stage.name}: {stage.num_steps:,} steps of {stage.tokens_per_step:,} tokens")
-        rows = describe(
-            recipe.model,
-            seq_len=stage.seq_len,
-            micro_batch=stage.micro_batch or stage.batch,
-            tokens=stage.num_steps * stage.tokens_per_step,
-            mtp=stage.mtp_weight > 0,
-            recompute=recipe.precision.recompute,
-            compute_bytes=2 if dtype == torch.bfloat16 else 4,
-            on_cpu=place.type == "cpu",
-            flops_per_second=ASSUMED_EFFICIENCY * rate,
-        )
-        for what, how_much in rows:
-            print(f"  {what:18} {how_much}")
-    print(
-        f"time assumes {100 * ASSUMED_EFFICIENCY:.0f}% of the {rate / 1e9:,.0f} GFLOP/s that a matrix "
-        f"product reaches on this {place.type} now"
-    )

@@ -43,6 +43,12 @@ class TokenData:
     tokenizer: Tokenizer
     manifest: dict[str, Any]
 
+    names: tuple[str, ...] = ()
+
+    def tokens(self, side: str, source: str | None = None) -> np.ndarray:
+        """Tokens of a side."""
+        return self.train if side == "train" else self.held_out
+
     def bytes_per_token(self, side: str) -> float:
         """Bytes of text per token of "train" or "held_out": loss / ln 2 / this = bits per byte."""
         return self.manifest["bytes"][side] / self.manifest["tokens"][side]

@@ -30,6 +30,9 @@ from fathom.kernels.expansion import Expansion
 from fathom.kernels.recompute import keep, kept
 from fathom.kernels.visible import spans
 
+SCORES = 1 << 24
+"""Scores that exist at a time in the absorbed form: 64 MiB in float32."""
+
 
 def expanded_reference(
     q_BTHd: Tensor, k_BTHd: Tensor, v_BTHv: Tensor, scale: float, mask: Tensor | None = None
@@ -116,18 +119,51 @@ def absorbed_attention(
     """Attention in the latent space -> heads side by side [B, T, H*V].
 
     `cache_BSX` holds [c ; k_R] per token (X = C + R), `up_HXC` is kv_b_proj's weight [H, P+V, C].
-    `mask` is bool, broadcast to [B, T, S], or None when every query sees every key (one query at
-    the end).
+    `mask` is bool, broadcast to [B, T, S]; None is the causal rule, the queries being the last T of
+    the S tokens. So many queries are taken at a time that `SCORES` scores exist, since a long text
+    read behind a long context would have T x S x H of them.
     """
     B, T, H, _ = q_nope_BTHP.shape
-    C = up_HXC.shape[2]
+    S = cache_BSX.shape[1]
     cache_BSX = cache_BSX.to(q_nope_BTHP.dtype)
+    rows = max(1, SCORES // (B * H * S))
+    parts = []
+    for lo in range(0, T, rows):
+        q_nope, q_rope = q_nope_BTHP[:, lo : lo + rows], q_rope_BTHR[:, lo : lo + rows]
+        if mask is None:
+            seen = _causal(S - T + lo, q_nope.shape[1], S, cache_BSX.device)
+        else:
+            seen = mask.expand(B, T, S)[:, lo : lo + rows]
+        parts.append(_absorbed(q_nope, q_rope, cache_BSX, up_HXC, nope, scale, seen))
+    return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
+
+
+def _causal(first: int, count: int, length: int, device: torch.device) -> Tensor | None:
+    """Keys [1, count, length] that `count` queries from position `first` on see; None for all."""
+    if first == length - 1:
+        return None
+    query = torch.arange(first, first + count, device=device)
+    return (torch.arange(length, device=device) <= query[:, None])[None]
+
+
+def _absorbed(
+    q_nope_BTHP: Tensor,
+    q_rope_BTHR: Tensor,
+    cache_BSX: Tensor,
+    up_HXC: Tensor,
+    nope: int,
+    scale: float,
+    mask_BTS: Tensor | None,
+) -> Tensor:
+    """`absorbed_attention` of all its queries at once; without a mask every key is seen."""
+    B, T, H, _ = q_nope_BTHP.shape
+    C = up_HXC.shape[2]
     q_latent = torch.matmul(q_nope_BTHP.permute(2, 0, 1, 3).flatten(1, 2), up_HXC[:, :nope])
     q_latent = q_latent.view(H, B, T, C).permute(1, 2, 0, 3)
     q_BQX = torch.cat((q_latent, q_rope_BTHR), dim=-1).view(B, T * H, -1)
     scores = torch.bmm(q_BQX * scale, cache_BSX.transpose(1, 2)).float()
-    if mask is not None:
-        hidden = ~mask.expand(B, T, -1).repeat_interleave(H, dim=1)
+    if mask_BTS is not None:
+        hidden = ~mask_BTS.expand(B, T, -1).repeat_interleave(H, dim=1)
         scores = scores.masked_fill(hidden, float("-inf"))
     weights = scores.softmax(-1).to(cache_BSX.dtype)
     attended = (weights @ cache_BSX)[..., :C]  # the whole row: C alone would be copied first

@@ -93,14 +93,10 @@ class Attention(nn.Module):
 
     def _absorbed(self, q_raw: Tensor, entries_BSX: Tensor, context: Context) -> Tensor:
         s = self.shape
-        B, T, S = *q_raw.shape[:2], entries_BSX.shape[1]
-        q = q_raw.view(B, T, s.heads, s.qk)
+        q = q_raw.view(*q_raw.shape[:2], s.heads, s.qk)
         q_rope = kernels.rotate(q[..., s.nope :], context.rotation)
         weight = self.kv_b_proj.weight.to(q.dtype).view(s.heads, s.nope + s.value, -1)
         mask = None if context.visible.mask is None else context.visible.mask[:, 0]
-        if mask is None and T > 1:
-            query = torch.arange(S - T, S, device=q.device)
-            mask = (torch.arange(S, device=q.device) <= query[:, None])[None]
         return kernels.absorbed_attention(
             q[..., : s.nope], q_rope, entries_BSX, weight, s.nope, self.scale, mask
         )

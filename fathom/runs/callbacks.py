@@ -1,13 +1,14 @@
 """What a run does besides training, after each step: the extras, all of them, in the order in which they run.
 
-None of them changes what is learnt: no random state of training is touched and no clock decides anything.
+Those that look before a stage's first step too have a method `begin`. None of them changes what is learnt: no random
+state of training is touched and no clock decides anything.
 """
 
 from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from fathom.data.prepare import Say, TokenData
@@ -16,8 +17,10 @@ from fathom.inference import Sampling, generate
 from fathom.planning import flops_per_token
 from fathom.runs.folder import RunFolder
 from fathom.runs.recipe import Recipe, Stage
+from fathom.runs.timeline import Span
 from fathom.train.evaluate import bits_per_byte, evaluate
 from fathom.train.loop import Callback, StepRecord, Trainer
+from fathom.train.positions import loss_by_position
 
 
 @dataclass(frozen=True)
@@ -47,10 +50,14 @@ class Setting:
     save: Callable[[Trainer], None]
 
     @property
+    def span(self) -> Span:
+        """Where in the run the stage lies."""
+        return self.recipe.spans[self.recipe.stages.index(self.stage)]
+
+    @property
     def last_step(self) -> int:
         """The run's step that ends the stage."""
-        index = self.recipe.stages.index(self.stage)
-        return self.recipe.first_step(index) + self.stage.num_steps
+        return self.span.last_step
 
     def due(self, step: int, every: int) -> bool:
         """Whether something done every so many steps, and at the stage's end, is due."""
@@ -62,10 +69,18 @@ def stage_callbacks(setting: Setting) -> list[Callback]:
     return [
         Metrics(setting),
         HeldOutLoss(setting),
+        LossByPosition(setting),
         Samples(setting),
         Needles(setting),
         Checkpoints(setting),
     ]
+
+
+def begin_stage(callbacks: Sequence[Callback], trainer: Trainer) -> None:
+    """Let the callbacks that have a `begin` look at the model as it comes into the stage."""
+    for callback in callbacks:
+        if hasattr(callback, "begin"):
+            callback.begin(trainer)
 
 
 class Metrics:
@@ -104,8 +119,12 @@ class Metrics:
             "bits_per_byte": bits_per_byte(record.loss, self.s.data.bytes_per_token("train")),
             "grad_norm": record.grad_norm,
             "lr": m.lr,
+            "batch": m.batch,
+            "seq_len": m.seq_len,
             "gamma": m.gamma,
             "mtp_weight": m.mtp_weight,
+            "balance_alpha": m.balance_alpha,
+            "sources": record.sources,
             "max_load": max(violation, default=1.0),
             "expert_load": violation,
             "tokens_per_second": rate,
@@ -152,6 +171,37 @@ class HeldOutLoss:
         )
 
 
+class LossByPosition:
+    """positions.jsonl: held-out loss by position, before a stage's first step and after its last.
+
+    Both in windows of the stage's own length and with its rotary settings, so that the two differ by what the stage
+    taught; what changing the settings alone does is between one stage's "after" and the next one's "before".
+    """
+
+    def __init__(self, setting: Setting) -> None:
+        self.s = setting
+
+    def begin(self, trainer: Trainer) -> None:
+        """Before the first step; a run that is resumed right there has the line already."""
+        line = {"stage": self.s.stage.name, "when": "before"}
+        begins = trainer.step == self.s.span.first_step
+        if begins and not self.s.folder.has_line("positions.jsonl", line):
+            self._look(trainer, "before")
+
+    def __call__(self, trainer: Trainer, record: StepRecord) -> None:
+        if trainer.step == self.s.last_step:
+            self._look(trainer, "after")
+
+    def _look(self, trainer: Trainer, when: str) -> None:
+        stage, limit = self.s.stage, self.s.recipe.monitor.position_tokens
+        if not limit:
+            return
+        found = loss_by_position(trainer.model, self.s.data, stage.seq_len, limit)
+        line = {"step": trainer.step, "stage": stage.name, "when": when, "seq_len": stage.seq_len}
+        line |= {"edges": list(found.edges), "loss": list(found.loss)}
+        self.s.folder.append("positions.jsonl", line)
+
+
 class Samples:
     """samples.jsonl: what the model writes by now, with a random state of its own."""
 
@@ -180,22 +230,37 @@ class Samples:
 
 
 class Needles:
-    """needle.jsonl: what is found in long texts at the stage's end, where the recipe asks for it."""
+    """needle.jsonl: what is found in long texts as the model comes into a stage and as it leaves it.
+
+    The lengths are the recipe's, for every stage: between one stage's "after" and the next one's "before" there is only
+    the change of rotary settings. Nothing is looked for unless the recipe names lengths.
+    """
 
     def __init__(self, setting: Setting) -> None:
         self.s = setting
 
+    def begin(self, trainer: Trainer) -> None:
+        """Before the first step of every stage but the run's first, which knows nothing yet."""
+        line = {"stage": self.s.stage.name, "when": "before"}
+        begins = 0 < trainer.step == self.s.span.first_step
+        if begins and not self.s.folder.has_line("needle.jsonl", line):
+            self._look(trainer, "before")
+
     def __call__(self, trainer: Trainer, record: StepRecord) -> None:
+        if trainer.step == self.s.last_step:
+            self._look(trainer, "after")
+
+    def _look(self, trainer: Trainer, when: str) -> None:
         monitor = self.s.recipe.monitor
-        if not monitor.needle_lengths or trainer.step != self.s.last_step:
+        if not monitor.needle_lengths:
             return
         depths = even_depths(monitor.needle_depths)
         grid = needle_grid(
             trainer.model, self._form(), monitor.needle_lengths, depths, monitor.needle_trials
         )
-        line = {"step": trainer.step, "stage": self.s.stage.name, "when": "after"}
+        line = {"step": trainer.step, "stage": self.s.stage.name, "when": when}
         self.s.folder.append("needle.jsonl", line | grid.to_dict())
-        self.s.say(f"step {trainer.step}: {100 * grid.share():.0f} % of the needles found")
+        self.s.say(f"{when} {self.s.stage.name}: {100 * grid.share():.0f} % of the needles found")
 
     def _form(self) -> Form:
         data = self.s.data

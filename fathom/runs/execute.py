@@ -16,16 +16,17 @@ from typing import Any
 import torch
 
 from fathom import interop
-from fathom.data.loader import Loader
 from fathom.data.prepare import Say, TokenData, prepare
 from fathom.errors import FathomError
 from fathom.kernels import compile_elementwise
 from fathom.model import Transformer
-from fathom.runs.callbacks import Setting, Show, stage_callbacks
+from fathom.runs.callbacks import Setting, Show, begin_stage, stage_callbacks
 from fathom.runs.environment import DECISIVE, environment
 from fathom.runs.folder import RunFolder
+from fathom.runs.machine import check_memory
 from fathom.runs.recipe import Recipe, Stage
 from fathom.runs.saving import resume_run, save_run
+from fathom.runs.streams import stage_loader
 from fathom.train.checkpoint import checkpoints, remove_unfinished
 from fathom.train.loop import StagePlan, Trainer, train_stage
 from fathom.train.memory import keep_freed_memory
@@ -48,6 +49,7 @@ class Run:
 
     def set_up(self) -> None:
         """Folder, data, model and optimiser, put back to where the run was."""
+        check_memory(self.recipe.model, self.device)
         self.folder.claim(self.recipe)
         keep_freed_memory()
         compile_elementwise(self.recipe.precision.compile)
@@ -128,8 +130,7 @@ class Run:
     def train(self) -> None:
         """All stages that are not done yet."""
         for index, stage in enumerate(self.recipe.stages):
-            first = self.recipe.first_step(index)
-            if self.trainer.step >= first + stage.num_steps:
+            if self.trainer.step >= self.recipe.spans[index].last_step:
                 continue
             if not STAGES[stage.kind](self, index, stage):
                 self.save(self.trainer)
@@ -144,21 +145,22 @@ class Run:
 
 def pretrain(run: Run, index: int, stage: Stage) -> bool:
     """Next-token and multi-token prediction on packed documents; False when stopped early."""
-    recipe = run.recipe
-    first = recipe.first_step(index)
-    run.trainer.model.set_rope_scaling(recipe.at(step=first + 1).rope_scaling)
+    recipe, span = run.recipe, run.recipe.spans[index]
+    run.trainer.model.set_rope_scaling(recipe.at(step=span.first_step + 1).rope_scaling)
     plan = StagePlan(
-        loader=Loader(run.data.train, stage.seq_len, recipe.seed + index),
+        loader=stage_loader(recipe, index, run.data),
         micro_batch=stage.micro_batch or stage.batch,
-        first_step=first,
-        last_step=first + stage.num_steps,
+        first_sequence=span.sequences_before,
+        last_step=span.last_step,
         moment=lambda step: recipe.at(step=step),
         stop=run.stopping.is_set,
     )
     setting = Setting(
         run.folder, recipe, stage, run.data, run.peak_flops, run.show, run.say, run.save
     )
-    return train_stage(run.trainer, plan, stage_callbacks(setting))
+    callbacks = stage_callbacks(setting)
+    begin_stage(callbacks, run.trainer)
+    return train_stage(run.trainer, plan, callbacks)
 
 
 STAGES: dict[str, Callable[[Run, int, Stage], bool]] = {"pretrain": pretrain}

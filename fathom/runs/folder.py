@@ -20,7 +20,14 @@ from fathom.runs.recipe import Recipe, recipe_from_dict
 from fathom.runs.tables import differences
 
 LOCK, UNFINISHED = ".lock", ".writing"
-LOGS = ("metrics.jsonl", "evals.jsonl", "samples.jsonl", "load.jsonl", "needle.jsonl")
+LOGS = (
+    "metrics.jsonl",
+    "evals.jsonl",
+    "samples.jsonl",
+    "load.jsonl",
+    "positions.jsonl",
+    "needle.jsonl",
+)
 
 
 class RunFolder:
@@ -132,6 +139,12 @@ class RunFolder:
     def _lines(self, name: str) -> list[str]:
         lines = (self.path / name).read_text(encoding="utf-8", errors="replace").split("\n")
         return [line for line in lines if _is_whole(line)]
+
+    def has_line(self, log: str, values: dict[str, Any]) -> bool:
+        """Whether a log has a line with these values, among others."""
+        if not (self.path / log).exists():
+            return False
+        return any(values.items() <= json.loads(line).items() for line in self._lines(log))
 
     def append(self, log: str, line: dict[str, Any]) -> None:
         """Add one line to a log, written out at once."""

@@ -10,10 +10,9 @@ choice and said to be where they are set.
 from __future__ import annotations
 
 import tomllib
-from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
-from itertools import accumulate
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +26,7 @@ from fathom.runs.sections import (
     Stage,
 )
 from fathom.runs.tables import build, parse_value, to_toml, unknown
+from fathom.runs.timeline import Span, lay_out, span_at_step, span_at_tokens, total_tokens
 from fathom.train.optimizer import OptimConfig
 from fathom.train.schedule import Moment
 
@@ -54,14 +54,20 @@ class Recipe:
     def __post_init__(self) -> None:
         _check(self)
 
+    @cached_property
+    def spans(self) -> tuple[Span, ...]:
+        """Where each stage lies, in steps and in tokens."""
+        return lay_out(self.stages)
+
     @property
     def steps(self) -> int:
         """Optimiser steps of all stages."""
-        return sum(stage.num_steps for stage in self.stages)
+        return self.spans[-1].last_step
 
-    def first_step(self, index: int) -> int:
-        """Steps done before stage `index`."""
-        return sum(stage.num_steps for stage in self.stages[:index])
+    @property
+    def total_tokens(self) -> int:
+        """Tokens trained on when all steps are done."""
+        return total_tokens(self.spans)
 
     def at(self, tokens: float | None = None, step: float | None = None) -> Moment:
         """What holds once `tokens` tokens, or `step` steps, have been trained on.
@@ -70,30 +76,33 @@ class Recipe:
         """
         if (tokens is None) == (step is None):
             raise RecipeError("at() takes either tokens or step; give exactly one of them")
-        sizes = [1 if tokens is None else stage.tokens_per_step for stage in self.stages]
-        lengths = [stage.num_steps * size for stage, size in zip(self.stages, sizes, strict=True)]
-        ends = list(accumulate(lengths))
-        asked = step if tokens is None else tokens
-        assert asked is not None
-        if not 0 <= asked <= ends[-1]:
-            unit = "steps" if tokens is None else "tokens"
-            raise RecipeError(f"{asked} is outside this recipe's 0 to {ends[-1]} {unit}")
-        index = bisect_left(ends, asked)
-        stage = self.stages[index]
-        position = (asked - (ends[index] - lengths[index])) / sizes[index]
-        before = sum(s.num_steps * s.tokens_per_step for s in self.stages[:index])
+        if tokens is not None:
+            _check_inside(tokens, self.total_tokens, "tokens")
+            span = span_at_tokens(self.spans, tokens)
+            return self._moment(span, span.step_at(tokens), tokens, span.batch_at(tokens))
+        assert step is not None
+        _check_inside(step, self.steps, "steps")
+        span = span_at_step(self.spans, step)
+        return self._moment(span, int(step), span.tokens_at(step), span.batch_of(step))
+
+    def _moment(self, span: Span, step: int, tokens: float, batch: int) -> Moment:
+        stage = span.stage
         return Moment(
             stage=stage.name,
-            step=self.first_step(index) + int(position),
-            tokens=before + round(position * stage.tokens_per_step),
-            lr=stage.lr_at(position),
-            batch=stage.batch,
+            step=step,
+            tokens=round(tokens),
+            lr=stage.lr_at(tokens - span.begins),
+            batch=batch,
             seq_len=stage.seq_len,
             gamma=stage.gamma,
             mtp_weight=stage.mtp_weight,
             balance_alpha=stage.balance_alpha,
             rope_scaling=stage.rope_scaling or self.model.rope_scaling,
         )
+
+    def weights(self, stage: Stage) -> dict[str, float]:
+        """Share of each source in a stage; empty: as large as they are."""
+        return stage.weights or self.data.weights
 
     def to_dict(self) -> dict[str, Any]:
         """Nested plain values, in the recipe's own layout."""
@@ -106,6 +115,11 @@ class Recipe:
     def to_toml(self) -> str:
         """The resolved recipe, every default written out."""
         return to_toml(self.to_dict())
+
+
+def _check_inside(asked: float, end: int, unit: str) -> None:
+    if not 0 <= asked <= end:
+        raise RecipeError(f"{asked} is outside this recipe's 0 to {end} {unit}")
 
 
 def _check(recipe: Recipe) -> None:

@@ -6,10 +6,13 @@ Values that the report does not publish are our choice. [model] is `fathom.Model
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+import math
+from dataclasses import dataclass, field, fields
+from functools import cached_property
 from typing import Any
 
 from fathom.errors import RecipeError
+from fathom.train.ramp import Batches
 from fathom.train.schedule import learning_rate
 
 KINDS = ("pretrain",)
@@ -20,13 +23,26 @@ class DataConfig:
     """Table [data]: what is read and how it becomes tokens."""
 
     sources: tuple[str, ...] = ("stdlib",)
-    """Files and folders, or "stdlib": this Python's own standard library."""
+    """Files and folders, each with a name if you like ("code=src/"), "stdlib": this Python's own standard library, or
+    one folder that `fathom data prepare` made."""
+    weights: dict[str, float] = field(default_factory=dict)
+    """Share of each named source in what is trained on; empty: as large as they are."""
     tokenizer: str = "bpe"
     """"bpe" or "char" trains one of the model's vocabulary size on the text; anything else is the path of one."""
     held_out: float = 0.02
     """Share of the text that is never trained on."""
     held_out_kind: str = "documents"
     """Hold out whole "documents", or the "tail" of each."""
+    fim_rate: float = 0.0
+    """Share of documents that are told prefix, suffix, middle (report §4.1: 0.1)."""
+    split_rate: float = 0.0
+    """Share of tokens joining punctuation and line ends that are split (report §4.1 gives no figure)."""
+    dedup: str = "none"
+    """Which repeated documents are dropped: "none", "exact" ones, or "near" ones too."""
+    filters: tuple[str, ...] = ()
+    """Names of filters that a document must pass (`fathom.data.filters`)."""
+    isolate: bool = False
+    """Whether a token sees its own document only (report §5.1, SFT); in pre-training it sees all before it (§4.1)."""
 
     def __post_init__(self) -> None:
         if not self.sources:
@@ -36,6 +52,13 @@ class DataConfig:
                 f"data.held_out = {self.held_out} must lie between 0 and 1; 0.02 is usual"
             )
         _check_choice("data.held_out_kind", self.held_out_kind, ("documents", "tail"))
+        _check_choice("data.dedup", self.dedup, ("none", "exact", "near"))
+        _check_weights("data.weights", self.weights)
+        for key in ("fim_rate", "split_rate"):
+            if not 0 <= getattr(self, key) <= 1:
+                raise RecipeError(
+                    f"data.{key} = {getattr(self, key)} must lie between 0 and 1; 0.1 is usual"
+                )
 
 
 @dataclass(frozen=True)
@@ -82,6 +105,8 @@ class MonitorConfig:
     """Tokens in a sample."""
     load_every: int = 10
     """Steps between whole expert-load matrices in load.jsonl."""
+    position_tokens: int = 16384
+    """Held-out tokens whose loss by position is taken before and after a stage, one sequence at least; 0: none."""
     needle_lengths: tuple[int, ...] = ()
     """Lengths in tokens at which needles are looked for at the end of every stage (needle.jsonl); none by default."""
     needle_depths: int = 11
@@ -92,7 +117,12 @@ class MonitorConfig:
     """What is hidden: a "pass-key" in held-out text, or "pairs" as in the source "needles"."""
 
     def __post_init__(self) -> None:
-        _check_positive(self, "monitor")
+        counts = tuple(field.name for field in fields(self) if field.name != "position_tokens")
+        _check_positive(self, "monitor", counts)
+        if self.position_tokens < 0:
+            raise RecipeError(
+                f"monitor.position_tokens = {self.position_tokens} must be at least 0; 0 leaves it out"
+            )
         _check_choice("monitor.needle_format", self.needle_format, ("pass-key", "pairs"))
         if self.eval_tokens < 2:
             raise RecipeError(
@@ -109,7 +139,7 @@ class Stage:
     seq_len: int
     """Tokens in a sequence."""
     batch: int
-    """Sequences in an optimiser step."""
+    """Sequences in an optimiser step, once it has grown to its full size."""
     lr: float
     """Learning rate after the warm-up."""
     kind: str = "pretrain"
@@ -117,7 +147,13 @@ class Stage:
     steps: int | None = None
     """Optimiser steps; this or `tokens`."""
     tokens: int | None = None
-    """Tokens to train on, rounded up to whole steps; this or `steps`."""
+    """Tokens to train on; the last step ends at this mark or a little behind it. This or `steps`."""
+    batch_start: int | None = None
+    """Sequences in the first step; None: the full batch from the beginning."""
+    batch_ramp_tokens: int | None = None
+    """Tokens over which the batch grows from `batch_start`, linearly (our choice; report §4.2: "gradually")."""
+    batch_multiple: int = 1
+    """The batch grows in whole multiples of so many sequences."""
     micro_batch: int | None = None
     """Sequences computed at a time; gradients are accumulated over the batch. None: the whole batch."""
     lr_end: float = 0.0
@@ -125,7 +161,9 @@ class Stage:
     warmup_steps: int = 0
     """Steps in which the rate rises from 0."""
     decay_steps: int = 0
-    """Last steps of the stage in which the rate falls along a cosine."""
+    """Last steps of the stage in which the rate falls along a cosine; this or `decay_tokens`."""
+    decay_tokens: int | None = None
+    """The same in tokens."""
     gamma: float = 1e-3
     """Speed of the router biases (report §4.2: 0.001, later 0)."""
     mtp_weight: float = 0.3
@@ -134,6 +172,8 @@ class Stage:
     """Weight α of the sequence-wise balance loss (report §4.2: 0.0001)."""
     rope_scaling: dict[str, Any] | None = None
     """YaRN settings of this stage (report §4.3); None takes the model's own."""
+    weights: dict[str, float] = field(default_factory=dict)
+    """Share of each source of the data in this stage; empty takes data.weights."""
 
     def __post_init__(self) -> None:
         path = f"stages.{self.name}"
@@ -141,17 +181,43 @@ class Stage:
         if (self.steps is None) == (self.tokens is None):
             given = "neither is given" if self.steps is None else "both are given"
             raise RecipeError(f"{path} needs either steps or tokens, and {given}; give one of them")
-        _check_positive(self, path, ("steps", "tokens", "seq_len", "batch", "micro_batch"))
+        counts = ("steps", "tokens", "seq_len", "batch", "micro_batch", "batch_start")
+        _check_positive(
+            self, path, (*counts, "batch_ramp_tokens", "batch_multiple", "decay_tokens")
+        )
+        self._check_batch(path)
         self._check_rates(path)
+        _check_weights(f"{path}.weights", self.weights)
+        self._check_fits(path)
+
+    def _check_batch(self, path: str) -> None:
         if self.micro_batch is not None and self.micro_batch > self.batch:
             raise RecipeError(
                 f"{path}.micro_batch = {self.micro_batch} exceeds batch = {self.batch}; lower it"
             )
-        if self.warmup_steps + self.decay_steps > self.num_steps:
+        if (self.batch_start is None) != (self.batch_ramp_tokens is None):
             raise RecipeError(
-                f"{path}: warmup_steps = {self.warmup_steps} and decay_steps = {self.decay_steps} do "
-                f"not fit into {self.num_steps} steps; lower them or train longer"
+                f"{path}.batch_start = {self.batch_start} and batch_ramp_tokens = {self.batch_ramp_tokens} say "
+                f"together how the batch grows; give both or none"
             )
+        if self.batch_start is not None and self.batch_start > self.batch:
+            raise RecipeError(
+                f"{path}.batch_start = {self.batch_start} exceeds batch = {self.batch}; a batch only grows"
+            )
+
+    def _check_fits(self, path: str) -> None:
+        """Warm-up and cosine into the stage."""
+        if self.decay_steps and self.decay_tokens:
+            raise RecipeError(
+                f"{path} has decay_steps = {self.decay_steps} and decay_tokens = {self.decay_tokens}; give one of them"
+            )
+        if self.warmup_steps + self._decay <= self._length:
+            return
+        decay = f"decay_tokens = {self.decay_tokens}" if self.decay_tokens else ""
+        raise RecipeError(
+            f"{path}: warmup_steps = {self.warmup_steps} and {decay or f'decay_steps = {self.decay_steps}'} do "
+            f"not fit into {math.ceil(self._length)} steps; lower them or train longer"
+        )
 
     def _check_rates(self, path: str) -> None:
         if not self.lr > 0:
@@ -165,24 +231,52 @@ class Stage:
                     f"{path}.{key} = {getattr(self, key)} must be at least 0; raise it"
                 )
 
-    @property
-    def tokens_per_step(self) -> int:
-        """Tokens in one optimiser step."""
-        return self.batch * self.seq_len
+    @cached_property
+    def batches(self) -> Batches:
+        """Sequences in each of the stage's steps."""
+        if self.batch_start is None or self.batch_ramp_tokens is None:
+            return Batches(self.batch, self.batch)
+        ramp = self.batch_ramp_tokens / self.seq_len
+        return Batches(self.batch, self.batch_start, ramp, self.batch_multiple)
 
     @property
-    def num_steps(self) -> int:
-        """Optimiser steps of the stage."""
-        if self.steps is not None:
-            return self.steps
-        assert self.tokens is not None
-        return -(-self.tokens // self.tokens_per_step)
+    def tokens_asked(self) -> int:
+        """Tokens that the recipe gives the stage; whole steps may take a little more."""
+        if self.tokens is not None:
+            return self.tokens
+        assert self.steps is not None
+        return round(self.batches.before(self.steps)) * self.seq_len
 
-    def lr_at(self, position: float) -> float:
-        """Learning rate after `position` steps of the stage."""
+    def lr_at(self, tokens: float) -> float:
+        """Learning rate once `tokens` tokens of the stage are trained on."""
+        position = self._steps(tokens)
         return learning_rate(
-            position, self.num_steps, self.lr, self.lr_end, self.warmup_steps, self.decay_steps
+            position, self._length, self.lr, self.lr_end, self.warmup_steps, self._decay
         )
+
+    def _steps(self, tokens: float) -> float:
+        return self.batches.steps(tokens / self.seq_len)
+
+    @cached_property
+    def _length(self) -> float:
+        """Steps of the stage, the last perhaps in part."""
+        return self._steps(self.tokens_asked)
+
+    @cached_property
+    def _decay(self) -> float:
+        """Steps of the cosine."""
+        if self.decay_tokens is None:
+            return self.decay_steps
+        return self._length - self._steps(max(self.tokens_asked - self.decay_tokens, 0))
+
+
+def _check_weights(path: str, weights: dict[str, Any]) -> None:
+    for name, weight in weights.items():
+        number = isinstance(weight, int | float) and not isinstance(weight, bool)
+        if not (number and 0 <= weight < math.inf):
+            raise RecipeError(f"{path}.{name} = {weight!r} must be a number, not negative")
+    if weights and not sum(weights.values()):
+        raise RecipeError(f"{path} = {weights} gives every source nothing; raise one of them")
 
 
 def _check_choice(path: str, value: str, allowed: tuple[str, ...]) -> None:
@@ -192,7 +286,7 @@ def _check_choice(path: str, value: str, allowed: tuple[str, ...]) -> None:
 
 def _check_positive(table: Any, path: str, keys: tuple[str, ...] | None = None) -> None:
     """Counts must be at least 1: the named ones where they are given, or every whole number of the table."""
-    for key in keys or tuple(field.name for field in fields(table)):
+    for key in keys or tuple(one.name for one in fields(table)):
         value = getattr(table, key)
         if isinstance(value, int) and value < 1:
             raise RecipeError(f"{path}.{key} = {value} must be at least 1; raise it")

@@ -10,12 +10,13 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
-from fathom.data.loader import Loader
+from fathom.data.loader import Ahead, Batch, Loader
 from fathom.errors import FathomError
 from fathom.model import Losses, Transformer, losses, update_bias
 from fathom.train.optimizer import OptimConfig, build_adamw, clip, set_learning_rate
@@ -50,6 +51,8 @@ class StepRecord:
     seconds: float
     expert_load: Tensor
     """int64 [MoE blocks, experts]: tokens of the whole batch sent to each expert."""
+    sources: dict[str, int]
+    """Sequences of the batch from each source of the data."""
 
 
 Callback = Callable[[Trainer, StepRecord], None]
@@ -61,63 +64,74 @@ class StagePlan:
 
     loader: Loader
     micro_batch: int
-    first_step: int
-    """Steps done before the stage begins."""
+    first_sequence: Callable[[int], int]
+    """Sequences that the stage has taken before a step, counted over the whole run from 1."""
     last_step: int
     moment: Callable[[int], Moment]
     """What holds at a step, counted over the whole run from 1."""
     stop: Callable[[], bool] = field(default=lambda: False)
     """Asked after each step; True ends the stage early."""
 
+    def rows(self, step: int) -> tuple[int, int] | None:
+        """(first sequence, how many) of a step, or None behind the stage's end."""
+        if step > self.last_step:
+            return None
+        return self.first_sequence(step), self.moment(step).batch
+
 
 def train_stage(trainer: Trainer, plan: StagePlan, callbacks: Sequence[Callback]) -> bool:
     """Run the stage's remaining steps; False when `plan.stop` ended it early."""
-    for step in range(trainer.step + 1, plan.last_step + 1):
-        started = time.perf_counter()
-        moment = plan.moment(step)
-        first_sequence = (step - 1 - plan.first_step) * moment.batch
-        batch = plan.loader.batch(first_sequence, moment.batch)
-        found = accumulate_gradients(trainer.model, batch, plan.micro_batch, moment)
-        grad_norm = clip(trainer.model, trainer.optim.clip_norm).item()
-        _refuse_non_finite(step, found.total.item(), grad_norm)
-        set_learning_rate(trainer.optimizer, moment.lr)
-        trainer.optimizer.step()
-        trainer.optimizer.zero_grad()
-        update_bias(trainer.model, moment.gamma)
-        trainer.step, trainer.tokens = step, moment.tokens
-        record = StepRecord(
-            moment,
-            found.main.item(),
-            found.mtp.item(),
-            found.balance.item(),
-            grad_norm,
-            time.perf_counter() - started,
-            found.expert_load,
-        )
-        for callback in callbacks:
-            callback(trainer, record)
-        if plan.stop() and step < plan.last_step:
-            return False
+    with closing(Ahead(plan.loader)) as reader:
+        for step in range(trainer.step + 1, plan.last_step + 1):
+            started = time.perf_counter()
+            moment, rows = plan.moment(step), plan.rows(step)
+            assert rows is not None
+            batch = reader.batch(rows, then=plan.rows(step + 1))
+            found = accumulate_gradients(trainer.model, batch, plan.micro_batch, moment)
+            grad_norm = clip(trainer.model, trainer.optim.clip_norm).item()
+            _refuse_non_finite(step, found.total.item(), grad_norm)
+            set_learning_rate(trainer.optimizer, moment.lr)
+            trainer.optimizer.step()
+            trainer.optimizer.zero_grad()
+            update_bias(trainer.model, moment.gamma)
+            trainer.step, trainer.tokens = step, moment.tokens
+            record = StepRecord(
+                moment,
+                found.main.item(),
+                found.mtp.item(),
+                found.balance.item(),
+                grad_norm,
+                time.perf_counter() - started,
+                found.expert_load,
+                batch.sources,
+            )
+            for callback in callbacks:
+                callback(trainer, record)
+            if plan.stop() and step < plan.last_step:
+                return False
     return True
 
 
 def accumulate_gradients(
-    model: Transformer, batch: Tensor, micro_batch: int, moment: Moment
+    model: Transformer, batch: Batch, micro_batch: int, moment: Moment
 ) -> Losses:
-    """Gradients of the mean loss over `batch` [B, T + 1], a micro-batch at a time; detached sums.
+    """Gradients of the mean loss over the batch, a micro-batch at a time; detached sums.
 
-    Rows are equally long, so weighting each part by its share of rows gives the whole batch's mean.
+    Weighting each part by its share of targets gives the whole batch's mean.
     """
     device = model.lm_head.weight.device
+    targets_B = batch.targets()
     parts, shares = [], []
-    for rows in batch.split(micro_batch):
+    for start in range(0, len(targets_B), micro_batch):
+        rows = slice(start, start + micro_batch)
         part = losses(
             model,
-            rows.to(device),
+            batch.tokens[rows].to(device),
+            None if batch.document_ids is None else batch.document_ids[rows],
             mtp_weight=moment.mtp_weight,
             balance_alpha=moment.balance_alpha,
         )
-        share = rows.shape[0] / batch.shape[0]
+        share = (targets_B[rows].sum() / targets_B.sum()).item()
         (part.total * share).backward()
         parts.append(part)
         shares.append(share)

@@ -17,11 +17,12 @@ class Moment:
 
     stage: str
     step: int
-    """Optimiser steps done when this moment's step is."""
+    """Optimiser steps done."""
     tokens: int
-    """Tokens trained on when this moment's step is done."""
+    """Tokens trained on."""
     lr: float
     batch: int
+    """Sequences in a step: in the one that ends here when a step was asked for, else in one that would begin here."""
     seq_len: int
     gamma: float
     mtp_weight: float
@@ -30,11 +31,12 @@ class Moment:
 
 
 def learning_rate(
-    position: float, steps: int, lr: float, lr_end: float, warmup_steps: int, decay_steps: int
+    position: float, steps: float, lr: float, lr_end: float, warmup_steps: int, decay_steps: float
 ) -> float:
     """Rate at `position` of `steps`: 0 to `lr` over the warm-up, then `lr`, then down to `lr_end`.
 
-    The cosine takes the last `decay_steps` steps; with none, the rate stays `lr` to the end.
+    The cosine takes the last `decay_steps` steps; with none, the rate stays `lr` to the end. A stage that is given in
+    tokens need not be a whole number of steps long.
     """
     if position < warmup_steps:
         return lr * position / warmup_steps

@@ -46,14 +46,16 @@ def call(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, s
     return int(left.value.code or 0), *capsys.readouterr()
 
 
-def test_a_run_looks_for_needles_at_the_end_of_each_stage(runs: Path) -> None:
+def test_a_run_looks_for_needles_before_and_after_each_stage(runs: Path) -> None:
     lines = [
         json.loads(line) for line in (runs / "pairs" / "needle.jsonl").read_text().splitlines()
     ]
     assert [(line["step"], line["stage"], line["when"]) for line in lines] == [
         (3, "pretrain", "after"),
+        (3, "more", "before"),
         (6, "more", "after"),
     ]
+    assert lines[0]["found"] == lines[1]["found"], "the same model, the same rotary settings"
     assert lines[0]["lengths"] == [40, 64] and lines[0]["depths"] == [0.0, 0.5, 1.0]
     assert lines[0]["trials"] == 2
     assert [len(row) for row in lines[0]["found"]] == [3, 3]

@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from fathom.cli import main
+from fathom.cli import dry_run, main
 from fathom.runs import execute
+from fathom.runs.recipe import load_recipe
 from fathom.runs.tables import to_toml
 from tests.runs.tiny import tiny_dict, write_corpus
 
@@ -101,5 +102,40 @@ def test_dry_run_says_what_it_would_cost_and_writes_nothing(
     assert "lr = 0.5\n" in out and "weight_decay = 0.1\n" in out, "the resolved recipe"
     for what in ("parameters", "active per token", "work per token", "memory", "time"):
         assert f"\n  {what}" in out, what
-    assert "stage pretrain: 12 steps of 128 tokens\n" in out
+    row = next(line for line in out.splitlines() if line.startswith("pretrain "))
+    assert row.split() == [
+        "pretrain",
+        "0",
+        "–",
+        "1.536K",
+        "12",
+        "32",
+        "4",
+        "0",
+        "→",
+        "0.5",
+        "0.001",
+        "0.3",
+        "0.0001",
+        "plain",
+    ]
     assert sorted(place.rglob("*")) == before
+
+
+def test_the_table_of_the_reports_own_run(capsys: pytest.CaptureFixture[str]) -> None:
+    dry_run.print_stages(load_recipe("v3-671b"))
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines[1:7]] == [
+        "constant", "cosine", "low", "lowest", "extend-32k", "extend-128k",
+    ]  # fmt: skip
+    assert "0 – 10T " in lines[1] and "3,072 → 15,360 " in lines[1] and "0 → 0.00022 " in lines[1]
+    assert "14.3T – 14.633T " in lines[3] and lines[6].endswith("YaRN 40")
+
+
+def test_a_model_that_cannot_fit_is_refused_before_anything_is_made(
+    place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    status, _, err = call(capsys, "v3-671b", "--data", "text.txt", "--device", "cpu")
+    assert status == 2 and err.count("\n") == 1
+    assert "10,172 GiB" in err and "--dry-run" in err
+    assert not (place / "runs").exists()

@@ -116,6 +116,21 @@ def test_the_other_logs_come_when_they_are_due(finished: Path) -> None:
     assert [sum(block) for block in blocks] == [4 * 32 * 2, 4 * 31 * 2]
 
 
+def test_loss_by_position_before_and_after_each_stage(finished: Path, recipe: Recipe) -> None:
+    lines = logged(finished)["positions.jsonl"]
+    assert [(line["step"], line["stage"], line["when"]) for line in lines] == [
+        (0, "pretrain", "before"),
+        (12, "pretrain", "after"),
+        (12, "anneal", "before"),
+        (STEPS, "anneal", "after"),
+    ]
+    for line, stage in zip(lines, (s for s in recipe.stages for _ in range(2)), strict=True):
+        assert line["seq_len"] == stage.seq_len == line["edges"][-1]
+        assert len(line["loss"]) == len(line["edges"]) - 1
+    start, end, with_yarn, _ = (line["loss"][-1] for line in lines)
+    assert end < start and with_yarn != end, "the next stage's rotary settings hold already"
+
+
 def test_the_export_is_the_model_at_the_end(finished: Path, recipe: Recipe) -> None:
     model = fathom.load(finished / "model")
     assert model.config.rope_scaling is not None and model.config.rope_scaling["factor"] == 2.0

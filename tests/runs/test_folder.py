@@ -150,6 +150,15 @@ def test_lines_behind_the_checkpoint_are_forgotten_in_every_log(folder: RunFolde
     assert not (folder.path / "load.jsonl").exists()
 
 
+def test_a_line_is_found_by_some_of_its_values(folder: RunFolder) -> None:
+    folder.claim(tiny_recipe())
+    assert not folder.has_line("positions.jsonl", {"step": 1})
+    folder.append("positions.jsonl", {"step": 1, "stage": "a", "edges": [0, 1]})
+    assert folder.has_line("positions.jsonl", {"stage": "a", "edges": [0, 1]})
+    assert not folder.has_line("positions.jsonl", {"stage": "a", "step": 2})
+    assert not folder.has_line("positions.jsonl", {"stage": "a", "when": "before"})
+
+
 WHOLE = json.dumps({"step": 3, "text": "é", "loss": 12.5}, ensure_ascii=False).encode()
 
 

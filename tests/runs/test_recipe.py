@@ -21,9 +21,13 @@ YARN = {"type": "yarn", "factor": 2.0, "original_max_position_embeddings": 32, "
 def test_packaged_recipes_load_and_know_every_moment(name: str) -> None:
     recipe = load_recipe(name)
     assert recipe.name == name
-    assert recipe.at(step=recipe.steps).tokens == sum(
-        stage.num_steps * stage.tokens_per_step for stage in recipe.stages
+    asked = sum(stage.tokens_asked for stage in recipe.stages)
+    last = recipe.stages[-1]
+    assert recipe.at(step=recipe.steps).tokens == recipe.total_tokens
+    assert (
+        asked <= recipe.total_tokens < asked + 2 * max(s.batch * s.seq_len for s in recipe.stages)
     )
+    assert recipe.at(tokens=recipe.total_tokens).stage == last.name
     assert recipe.at(step=0).lr == 0.0 < recipe.at(step=1).lr
 
 

@@ -71,7 +71,7 @@ def write_corpus(path: Path, lines: int = 400) -> Path:
     return path
 
 
-LOGS = ("metrics.jsonl", "evals.jsonl", "samples.jsonl", "load.jsonl")
+LOGS = ("metrics.jsonl", "evals.jsonl", "samples.jsonl", "load.jsonl", "positions.jsonl")
 OF_THE_CLOCK = {"seconds", "tokens_per_second", "mfu"}
 
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 import fathom
-from fathom.data.loader import Loader
+from fathom.data.loader import Batch, Loader
 from fathom.errors import FathomError
 from fathom.train import loop
 from fathom.train.loop import StagePlan, StepRecord, Trainer, accumulate_gradients, train_stage
@@ -50,8 +50,14 @@ def tokens(count: int = 2000, vocab: int = TINY["vocab_size"]) -> np.ndarray:
 
 
 def plan(micro_batch: int = BATCH, last: int = LAST, **changes: Any) -> StagePlan:
-    loader = Loader(tokens(), SEQ_LEN, seed=1)
-    return StagePlan(loader, micro_batch, 0, last, lambda step: moment(step, **changes))
+    loader = Loader.of(tokens(), SEQ_LEN, seed=1)
+    return StagePlan(
+        loader,
+        micro_batch,
+        lambda step: (step - 1) * BATCH,
+        last,
+        lambda step: moment(step, **changes),
+    )
 
 
 def trained(model: fathom.Transformer, stage: StagePlan) -> tuple[Trainer, list[StepRecord]]:
@@ -65,8 +71,8 @@ def biases(model: fathom.Transformer) -> Tensor:
     return torch.stack([model.state_dict()[name] for name in model.state_dict() if "bias" in name])
 
 
-def whole_batch(model: fathom.Transformer) -> Tensor:
-    return Loader(tokens(), SEQ_LEN, seed=1).batch(0, BATCH)
+def whole_batch() -> Batch:
+    return Loader.of(tokens(), SEQ_LEN, seed=1).batch(0, BATCH)
 
 
 # --- accumulation --------------------------------------------------------------------------------
@@ -75,8 +81,8 @@ def whole_batch(model: fathom.Transformer) -> Tensor:
 @pytest.mark.parametrize("micro_batch", [1, 2, 4])  # 4 leaves an unequal rest of 2
 def test_parts_make_the_gradient_of_the_whole(micro_batch: int) -> None:
     at_once, in_parts = build(), build()
-    whole = accumulate_gradients(at_once, whole_batch(at_once), BATCH, moment(1))
-    parts = accumulate_gradients(in_parts, whole_batch(in_parts), micro_batch, moment(1))
+    whole = accumulate_gradients(at_once, whole_batch(), BATCH, moment(1))
+    parts = accumulate_gradients(in_parts, whole_batch(), micro_batch, moment(1))
     for (name, p), q in zip(at_once.named_parameters(), in_parts.parameters(), strict=True):
         assert p.grad is not None and q.grad is not None
         assert (p.grad - q.grad).norm() <= 2e-6 * p.grad.norm() + 1e-9, name
