@@ -1,14 +1,19 @@
 """Text in which things must be looked up: the source "needles:10M", made and not read (ours, no part of the report).
 
-A document has a circle of keys, two of them or hundreds. It is words of filler and, among them, keys of the circle:
-where one comes up for the first time a statement `=名Q` gives it a value, and everywhere after that a question `?名Q`
-asks for it. To know Q, a reader of `?名` has to find a place where 名 was named before. Circles are drawn evenly on a
-logarithmic scale, and so is about how far back that place lies: small ones teach the trick within any window, large
-ones need all the context there is. Values stand in filler too, in front of words; keys do not, but there are others of
-the circle to mistake one for.
+A key is a Korean consonant, a value a vowel, and the syllable of both says which value the key has: 고 says that ㄱ has
+the value ㅗ. A document has a circle of keys, two of them or up to nineteen, and one value for each. It is words of
+filler and, among them, keys of the circle in any order: the syllable alone the first time, and after that the question,
+which is the consonant, with the syllable as its answer, `ㄱ고`. Whoever is to answer has to find the last syllable with
+that consonant, and the others of the circle are what it can be mistaken for. Sizes of circles and shares of filler are
+drawn evenly on logarithmic scales, so that the place to be found may be a few characters back or thousands: crowded
+documents teach the trick within any window, sparse ones need all the context there is.
 
-A character tokenizer makes every key, value and letter one token. The name says how much text: "needles:10M" is ten
-million characters, "needles:10M:3" the same amount of another text.
+A character tokenizer makes every consonant, syllable and letter one token. That a syllable is one token is what lets a
+small model learn this within minutes: the question needs to be compared with single tokens only. With key and value
+in two tokens a model must first learn to tell what stood before a token, then to look for it; four forms of that were
+given up after hundreds of steps without success (docs/experiments/011-needle.md).
+
+The name says how much text: "needles:10M" is ten million characters, "needles:10M:3" the same amount of another text.
 """
 
 from __future__ import annotations
@@ -21,28 +26,34 @@ from random import Random
 from fathom.errors import DataError
 
 NAME = "needles"
-STATE, ASK = "=", "?"
-KEYS = tuple(chr(0x4E00 + number) for number in range(256))
-"""Han characters, the first of them in Unicode."""
-VALUES = tuple("ABCDEFGHIJKLMNOPQRSTUVWXYZ")
+KEYS = tuple("ㄱㄲㄴㄷㄸㄹㅁㅂㅃㅅㅆㅇㅈㅉㅊㅋㅌㅍㅎ")
+"""Consonants in Unicode's order of syllables."""
+VALUES = 21
+"""Vowels."""
 WORDS = tuple(
     """
     the of and to in it is on by as at so we he or an up if no do ash bay cat dew elm fog gum hay ivy jay kit log
     mud nut oak pea ram sea tin urn van wax yew zoo
     """.split()  # noqa: SIM905 (a list would take forty lines)
 )
-ABOUT_KEYS, INITIAL = 0.75, 0.10
-"""Of all items, the share of statements and questions; of the words, the share with a value in front."""
+FEWEST, MOST = 0.03, 0.90
+"""Bounds of the share of keys among the items of a document."""
 SMALLEST = 2
 """Keys in the smallest circle; the largest has all."""
 SHORTEST, LONGEST = 4096, 8192
 """Characters in a document, drawn evenly between the two."""
 _NAMED = re.compile(rf"{NAME}:(\d+)([kM]?)(?::(\d+))?")
+_SYLLABLES, _ENDINGS = 0xAC00, 28
 
 
 def is_needles(source: str) -> bool:
     """Whether a source's name asks for this text."""
-    return source.split(":")[0] == NAME and ":" in source
+    return source.startswith(f"{NAME}:")
+
+
+def syllable(key: str, value: int) -> str:
+    """What says that `key` has the vowel number `value`."""
+    return chr(_SYLLABLES + (KEYS.index(key) * VALUES + value) * _ENDINGS)
 
 
 def documents(source: str) -> Iterator[str]:
@@ -65,10 +76,10 @@ def _documents(left: int, draw: Random) -> Iterator[str]:
         yield text
 
 
-def document(draw: Random, length: int, without: str = "") -> str:
-    """A document of `length` characters or a few more, in which the key `without` does not occur."""
+def document(draw: Random, length: int) -> str:
+    """A document of `length` characters or a few more."""
     parts, size = [], 0
-    for item in items(draw, without):
+    for item in items(draw):
         parts.append(item)
         size += len(item)
         if size >= length:
@@ -77,23 +88,23 @@ def document(draw: Random, length: int, without: str = "") -> str:
 
 
 def items(draw: Random, without: str = "") -> Iterator[str]:
-    """The words, statements and questions of one document that never ends."""
-    circle = _circle(draw, [key for key in KEYS if key != without])
-    values: dict[str, str] = {}
+    """Words and keys of one document that never ends, and in which the key `without` does not occur."""
+    keys = [key for key in KEYS if key != without]
+    circle = draw.sample(keys, round(_between(draw, SMALLEST, len(keys))))
+    share = _between(draw, FEWEST, MOST)
+    said: dict[str, str] = {}
     while True:
-        if draw.random() >= ABOUT_KEYS:
-            yield _word(draw)
+        if draw.random() >= share:
+            yield f"{draw.choice(WORDS)} "
             continue
         key = draw.choice(circle)
-        sign = ASK if key in values else STATE
-        yield f"{sign}{key}{values.setdefault(key, draw.choice(VALUES))} "
+        if key in said:
+            yield key + said[key]
+        else:
+            said[key] = syllable(key, draw.randrange(VALUES))
+            yield said[key]
 
 
-def _circle(draw: Random, keys: list[str]) -> list[str]:
-    size = round(math.exp(draw.uniform(math.log(SMALLEST), math.log(len(keys)))))
-    return draw.sample(keys, size)
-
-
-def _word(draw: Random) -> str:
-    initial = draw.choice(VALUES) if draw.random() < INITIAL else ""
-    return f"{initial}{draw.choice(WORDS)} "
+def _between(draw: Random, low: float, high: float) -> float:
+    """Evenly on a logarithmic scale."""
+    return math.exp(draw.uniform(math.log(low), math.log(high)))

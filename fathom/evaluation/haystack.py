@@ -92,19 +92,21 @@ def _filler(pieces: Iterator[Sequence[int]], room: int) -> tuple[list[int], list
 
 
 class Pairs:
-    """Keys and values as the source "needles" has them: the haystack is a document of it that names another 63 keys."""
+    """Keys and values as the source "needles" has them: the haystack is one of its documents, with other keys in it."""
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         """Raises `DataError` when the tokenizer lacks one of the characters."""
         self.tokenizer = tokenizer
-        tokenizer.encode("".join((*needles.KEYS, *needles.VALUES, needles.STATE, needles.ASK, " ")))
+        letters = "".join((*needles.KEYS, *needles.WORDS, " "))
+        syllables = (needles.syllable(k, v) for k in needles.KEYS for v in range(needles.VALUES))
+        tokenizer.encode(letters + "".join(syllables))
 
     def puzzle(self, draw: Random) -> Puzzle:
-        key, value = draw.choice(needles.KEYS), draw.choice(needles.VALUES)
+        key = draw.choice(needles.KEYS)
+        answer = needles.syllable(key, draw.randrange(needles.VALUES))
         encode = self.tokenizer.encode
         filler = (encode(item) for item in needles.items(draw, without=key))
-        statement, question = f"{needles.STATE}{key}{value} ", f"{needles.ASK}{key}"
-        return Puzzle(filler, encode(statement), encode(question), value, len(encode(value)))
+        return Puzzle(filler, encode(answer), encode(key), answer, len(encode(answer)))
 
 
 class PassKey:

@@ -12,45 +12,61 @@ import pytest
 from fathom.data import Rejects, needles, read_documents
 from fathom.errors import DataError
 
-ITEM = re.compile(r"([=?])(.)(.) ")
+QUESTION = re.compile(r"([ㄱ-ㅎ])(.)")
+SYLLABLE = re.compile(r"[가-힣]")
+KEY_OF = {needles.syllable(key, value): key for key in needles.KEYS for value in range(21)}
 
 
-def test_every_question_asks_what_was_stated_once_with_one_value() -> None:
+def test_every_question_has_the_one_answer_that_stood_before() -> None:
     asked = 0
-    for text in needles.documents("needles:60k"):
-        values: dict[str, str] = {}
-        for kind, key, value in ITEM.findall(text):
-            if kind == needles.STATE:
-                assert key not in values, "stated twice"
-                values[key] = value
-            else:
+    for text in needles.documents("needles:100k"):
+        said: dict[str, str] = {}
+        for found in re.finditer("[ㄱ-ㅎ]?[가-힣]", text):
+            *key, answer = found[0]
+            if key:
+                assert said[key[0]] == answer
                 asked += 1
-                assert values[key] == value
+            else:
+                assert KEY_OF[answer] not in said, "said without a question once only"
+                said[KEY_OF[answer]] = answer
+        assert len(QUESTION.findall(text)) + len(said) == len(SYLLABLE.findall(text))
     assert asked > 5000
 
 
-def test_a_document_is_words_and_items_of_a_small_alphabet() -> None:
+def test_values_differ_between_documents() -> None:
+    found = Counter(
+        ord(one) // 28 % 21
+        for text in needles.documents("needles:300k")
+        for one in set(SYLLABLE.findall(text))
+    )
+    assert len(found) == needles.VALUES
+    assert max(found.values()) < 3 * min(found.values())
+
+
+def test_syllables_are_what_unicode_makes_of_their_letters() -> None:
+    assert needles.syllable("ㄱ", 8) == "고" and needles.syllable("ㅎ", 0) == "하"
+    assert len(KEY_OF) == 19 * 21
+
+
+def test_a_document_is_words_and_keys() -> None:
     (text,) = needles.documents("needles:1")
-    assert needles.SHORTEST <= len(text) <= needles.LONGEST + 6
-    rest = ITEM.sub("", text)
-    assert set(ITEM.sub("", text)) <= set("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz ")
-    assert {word[-2:] for word in rest.split()} <= {word[-2:] for word in needles.WORDS}
-    assert any(value in rest for value in needles.VALUES), "values stand in filler too"
+    assert needles.SHORTEST <= len(text) <= needles.LONGEST + 4
+    words = SYLLABLE.sub("", QUESTION.sub("", text)).split()
+    assert words and set(words) <= set(needles.WORDS)
 
 
-def test_questions_reach_back_near_and_far() -> None:
+def test_answers_stand_near_and_far() -> None:
     octaves: Counter[int] = Counter()
-    for text in needles.documents("needles:400k"):
+    for text in needles.documents("needles:600k"):
         last: dict[str, int] = {}
-        for found in ITEM.finditer(text):
-            place, key = found.start(), found[2]
-            if found[1] == needles.ASK:
-                octaves[(place - last[key]).bit_length()] += 1
+        for found in SYLLABLE.finditer(text):
+            key, place = KEY_OF[found[0]], found.start()
+            if key in last:
+                octaves[(place - 1 - last[key]).bit_length()] += 1
             last[key] = place
-    shares = [octaves[bits] / octaves.total() for bits in range(3, 12)]  # 4 … 2047 characters back
-    assert min(shares) > 0.02
-    assert max(shares) < 0.25
-    assert octaves[12] > 0.005 * octaves.total()
+    shares = [octaves[bits] / octaves.total() for bits in range(2, 11)]  # 2 … 1023 characters back
+    assert min(shares) > 0.01
+    assert octaves[12] > 20  # 2048 and more
 
 
 def test_the_name_alone_decides_the_text() -> None:
@@ -60,14 +76,15 @@ def test_the_name_alone_decides_the_text() -> None:
     assert text("needles:20k") == text("needles:20k") == text("needles:20000:0")
     assert text("needles:20k") != text("needles:20k:1")
     assert text("needles:40k").startswith(text("needles:20k"))
-    assert 20_000 <= len(text("needles:20k")) < 20_000 + needles.LONGEST + 6
+    assert 20_000 <= len(text("needles:20k")) < 20_000 + needles.LONGEST + 4
 
 
 def test_a_key_can_be_left_out() -> None:
     key = needles.KEYS[5]
     for seed in range(20):
-        items = list(islice(needles.items(Random(seed), without=key), 500))
-        assert key not in "".join(items)
+        text = "".join(islice(needles.items(Random(seed), without=key), 500))
+        assert key not in text
+        assert key not in {KEY_OF[one] for one in SYLLABLE.findall(text)}
 
 
 def test_it_is_a_source_like_any_other() -> None:

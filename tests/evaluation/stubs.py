@@ -11,7 +11,10 @@ from torch import Tensor, nn
 from fathom.data import Tokenizer, needles
 from fathom.model import ModelConfig
 
-ALPHABET = "".join((*needles.KEYS, *needles.VALUES, "abcdefghijklmnopqrstuvwxyz =?"))
+SYLLABLES = [
+    needles.syllable(key, value) for key in needles.KEYS for value in range(needles.VALUES)
+]
+ALPHABET = "".join((*needles.KEYS, *SYLLABLES, "abcdefghijklmnopqrstuvwxyz "))
 SHAPE = {"num_hidden_layers": 1, "kv_lora_rank": 2, "qk_rope_head_dim": 2}
 
 
@@ -21,11 +24,16 @@ def characters() -> Tokenizer:
 
 
 class Reader(nn.Module):
-    """Answers a key with what followed it when it was last named, if that is in sight, and else with "A"."""
+    """Answers a key with the last syllable of it that is in sight, and with its first one where there is none."""
 
     def __init__(self, tokenizer: Tokenizer, sight: int, limit: int = 4096) -> None:
         super().__init__()
-        self.sight, self.a = sight, tokenizer.encode("A")[0]
+        self.sight = sight
+        ids = tokenizer.encode("".join(SYLLABLES))
+        self.of_key = {
+            key_id: ids[i * needles.VALUES : (i + 1) * needles.VALUES]
+            for i, key_id in enumerate(tokenizer.encode("".join(needles.KEYS)))
+        }
         size = tokenizer.vocab_size
         self.config = ModelConfig(vocab_size=size, max_position_embeddings=limit, **SHAPE)
         self.lm_head = nn.Linear(size, size, bias=False)
@@ -42,7 +50,6 @@ class Reader(nn.Module):
         return SimpleNamespace(hidden=one_hot[:, None])
 
     def _next(self, ids: list[int]) -> int:
-        *before, key = ids[-self.sight :]
-        if key not in before:
-            return self.a
-        return before[len(before) - before[::-1].index(key)]
+        candidates = self.of_key[ids[-1]]
+        seen = [token for token in ids[-self.sight :] if token in candidates]
+        return seen[-1] if seen else candidates[0]

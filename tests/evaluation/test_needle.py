@@ -15,8 +15,9 @@ from fathom.evaluation.needle import TOKENS_AT_A_TIME
 from tests.evaluation.stubs import Reader, characters
 
 EVERYTHING = 10**6
-LONGEST_ITEM = 6
-"""Characters of filler between two borders at most: a capital, a word of four and a blank."""
+NEEDLE, KEY = 1, 1
+LONGEST_ITEM = 4
+"""Characters of filler between two borders at most: a word of three letters and a blank."""
 
 
 @pytest.fixture(scope="module")
@@ -38,16 +39,18 @@ def test_who_sees_everything_finds_everything(pairs: Pairs) -> None:
 
 def test_who_sees_nothing_finds_what_chance_gives(pairs: Pairs) -> None:
     grid = needle_grid(Reader(pairs.tokenizer, 1), pairs, (64,), even_depths(11), 40)
-    assert 0.01 < grid.share() < 0.08  # one of 26, four deviations of 440 draws on both sides
+    assert 0.005 < grid.share() < 0.09  # one of 21, four deviations of 440 draws on both sides
 
 
 def test_sight_shows_where_needles_lie(pairs: Pairs) -> None:
     sight, length = 100, 256
     depths = even_depths(9)
     grid = needle_grid(Reader(pairs.tokenizer, sight), pairs, (length,), depths, 30)
-    room = length - 4 - 2 - 1
+    room = length - NEEDLE - KEY - 1
     for depth, share in zip(depths, grid.found[0], strict=True):
-        back = 2 + 4 + room - depth * room  # from the end of the prompt to the needle's beginning
+        back = (
+            KEY + NEEDLE + room - depth * room
+        )  # from the end of the prompt to the needle's beginning
         if back + LONGEST_ITEM <= sight:
             assert share == 1.0, depth
         elif back - 1 > sight:
@@ -59,20 +62,21 @@ def test_sight_shows_where_needles_lie(pairs: Pairs) -> None:
 def test_a_needle_lies_where_it_was_asked_for(pairs: Pairs, length: int, depth: float) -> None:
     for seed in range(5):
         text = haystack(pairs, length, depth, seed)
-        room = length - 4 - 2 - 1
+        room = length - NEEDLE - KEY - 1
         assert len(text.ids) + text.answer_tokens == length
         assert 0 <= round(depth * room) - text.needle_at < LONGEST_ITEM
         said = pairs.tokenizer.decode(text.ids)
-        needle, key = said[text.needle_at : text.needle_at + 4], said[-1]
-        assert needle == f"={key}{text.answer} "
-        assert said.endswith(f"?{key}") and said.count(key) == 2
-    assert haystack(pairs, length, 1.0).needle_at == length - 7
+        needle, key = said[text.needle_at : text.needle_at + NEEDLE], said[-1]
+        assert needle == text.answer
+        assert ord(needle) - ord(needles.syllable(key, 0)) in range(0, 21 * 28, 28)
+        assert said.count(key) == said.count(needle) == 1
+    assert haystack(pairs, length, 1.0).needle_at == length - NEEDLE - KEY - 1
 
 
 def test_haystacks_name_other_keys_too(pairs: Pairs) -> None:
     texts = [pairs.tokenizer.decode(haystack(pairs, 2048, 0.5, seed).ids) for seed in range(20)]
     named = [len(set(text) & set(needles.KEYS)) for text in texts]
-    assert min(named) >= 3 and max(named) > 100
+    assert min(named) >= 3 and max(named) > 12
 
 
 def test_the_same_seed_hides_the_same_needles(pairs: Pairs) -> None:
@@ -103,8 +107,8 @@ def test_what_cannot_be_asked_is_refused(pairs: Pairs) -> None:
         needle_grid(model, pairs, (256,), (50.0,), 1)
     with pytest.raises(FathomError, match="make no grid"):
         needle_grid(model, pairs, (), (0.5,), 1)
-    with pytest.raises(FathomError, match="ask for at least 8"):
-        haystack(pairs, 7, 0.5)
+    with pytest.raises(FathomError, match="ask for at least 4"):
+        haystack(pairs, 3, 0.5)
     with pytest.raises(FathomError, match="0 depths"):
         even_depths(0)
     with pytest.raises(DataError, match="does not know"):
