@@ -4,9 +4,9 @@ A key is a Korean consonant, a value a vowel, and the syllable of both says whic
 the value ㅗ. A document has a circle of keys, two of them or up to nineteen, and one value for each. It is words of
 filler and, among them, keys of the circle in any order: the syllable alone the first time, and after that the question,
 which is the consonant, with the syllable as its answer, `ㄱ고`. Whoever is to answer has to find the last syllable with
-that consonant, and the others of the circle are what it can be mistaken for. Sizes of circles and shares of filler are
-drawn evenly on logarithmic scales, so that the place to be found may be a few characters back or thousands: crowded
-documents teach the trick within any window, sparse ones need all the context there is.
+that consonant, and the others of the circle are what it can be mistaken for. How many keys there are and how much filler
+is drawn for each document, so that the place to be found may be a few characters back or thousands: crowded documents
+teach the trick within any window, sparse ones need all the context there is.
 
 A character tokenizer makes every consonant, syllable and letter one token. That a syllable is one token is what lets a
 small model learn this within minutes: the question needs to be compared with single tokens only. With key and value
@@ -36,8 +36,8 @@ WORDS = tuple(
     mud nut oak pea ram sea tin urn van wax yew zoo
     """.split()  # noqa: SIM905 (a list would take forty lines)
 )
-FEWEST, MOST = 0.03, 0.90
-"""Bounds of the share of keys among the items of a document."""
+SPARSE, CROWDED = (0.02, 0.3), (0.3, 0.9)
+"""Bounds of the share of keys among the items of one half of the documents and of the other."""
 SMALLEST = 2
 """Keys in the smallest circle; the largest has all."""
 SHORTEST, LONGEST = 4096, 8192
@@ -91,7 +91,7 @@ def items(draw: Random, without: str = "") -> Iterator[str]:
     """Words and keys of one document that never ends, and in which the key `without` does not occur."""
     keys = [key for key in KEYS if key != without]
     circle = draw.sample(keys, round(_between(draw, SMALLEST, len(keys))))
-    share = _between(draw, FEWEST, MOST)
+    share = draw.uniform(*CROWDED) if draw.random() < 0.5 else _between(draw, *SPARSE)
     said: dict[str, str] = {}
     while True:
         if draw.random() >= share:
