@@ -14,7 +14,7 @@ import torch
 
 import fathom
 from fathom.cli import main
-from fathom.data.loader import Loader
+from fathom.data.loader import Batch, Loader
 from fathom.errors import FathomError
 from fathom.runs import execute
 from fathom.runs.recipe import Recipe, recipe_from_dict
@@ -49,24 +49,29 @@ def recipe(corpus: Path, **tables: Any) -> Recipe:
 
 @pytest.fixture
 def poisoned(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """The sequences of POISON make a loss that is not a number, whichever step reads them; all that was read."""
-    batch, real, read, last = Loader.batch, loop.accumulate_gradients, list[int](), range(0)
+    """The sequences of POISON make a loss that is not a number, whichever step takes them; all that was taken.
 
-    def reading(loader: Loader, first_sequence: int, count: int) -> torch.Tensor:
-        nonlocal last
-        last = range(first_sequence, first_sequence + count)
-        read.append(first_sequence)
-        return batch(loader, first_sequence, count)
+    What is only read ahead does not count.
+    """
+    read_batch, real, taken = Loader.batch, loop.accumulate_gradients, list[int]()
+    batches: list[tuple[Batch, range]] = []
 
-    def spoilt(model: Any, rows: Any, micro_batch: int, at: Any) -> Any:
-        found = real(model, rows, micro_batch, at)
-        if at.stage == "pretrain" and set(last) & set(POISON):
+    def reading(loader: Loader, first_sequence: int, count: int) -> Batch:
+        batch = read_batch(loader, first_sequence, count)
+        batches.append((batch, range(first_sequence, first_sequence + count)))
+        return batch
+
+    def spoilt(model: Any, batch: Batch, micro_batch: int, at: Any) -> Any:
+        sequences = next(found for other, found in batches if other is batch)
+        taken.append(sequences.start)
+        found = real(model, batch, micro_batch, at)
+        if at.stage == "pretrain" and set(sequences) & set(POISON):
             found.total = found.total * math.nan
         return found
 
     monkeypatch.setattr(Loader, "batch", reading)
     monkeypatch.setattr(loop, "accumulate_gradients", spoilt)
-    return read
+    return taken
 
 
 def spikes(run: Path) -> list[dict[str, Any]]:
