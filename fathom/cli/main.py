@@ -34,7 +34,7 @@ GROUPS = {
         },
     ),
 }
-"""Commands of two words: a group's summary, and its commands, each a function of that name in `fathom.cli.GROUP_NAME`."""
+"""Commands of two words: a group's summary and commands, each a function of that name in `fathom.cli.GROUP_NAME`."""
 
 WRONG, INTERRUPTED = 2, 130
 
