@@ -28,7 +28,8 @@ def run(
     data: Annotated[
         list[str] | None,
         typer.Option(
-            help="Text to train on: a file or folder of .txt, .md, code, .jsonl, .parquet."
+            help="Text to train on: a file or folder of .txt, .md, code, .jsonl, .parquet; "
+            "or what fathom data prepare made."
         ),
     ] = None,
     device: Device = "auto",

@@ -159,28 +159,47 @@ def _open_zst(path: str) -> Any:
             f"{path} is packed with zstd, which needs zstandard; pip install 'fathom[data]'"
         ) from error
 
-    class Stream(io.RawIOBase):
-        """The unpacked bytes; a stream that breaks off is an `OSError` like that of any other file."""
+    return io.BufferedReader(_Unpacked(path, zstandard), 1 << 20)
 
-        def __init__(self) -> None:
-            self.packed = open(path, "rb")  # noqa: SIM115 (closed with the stream)
-            options = zstandard.ZstdDecompressor(max_window_size=2**31)
-            self.unpacked = options.stream_reader(self.packed, read_across_frames=True)
 
-        def readable(self) -> bool:
-            return True
+class _Unpacked(io.RawIOBase):
+    """The bytes of a .zst file of one frame or more; one that breaks off raises `EOFError`, a broken one `OSError`."""
 
-        def readinto(self, buffer: Any) -> int:
-            try:
-                return self.unpacked.readinto(buffer)
-            except zstandard.ZstdError as error:
-                raise OSError(str(error)) from error
+    def __init__(self, path: str, zstandard: Any) -> None:
+        self._error = zstandard.ZstdError
+        self._begin = zstandard.ZstdDecompressor(max_window_size=2**31).decompressobj
+        self._file = open(path, "rb")  # noqa: SIM115 (closed with this)
+        self._frame: Any = None
+        self._packed = self._ready = b""
 
-        def close(self) -> None:
-            self.packed.close()
-            super().close()
+    def readable(self) -> bool:
+        return True
 
-    return io.BufferedReader(Stream(), 1 << 20)
+    def readinto(self, buffer: Any) -> int:
+        while not self._ready:
+            self._packed = self._packed or self._file.read(1 << 17)
+            if not self._packed:
+                if self._frame is not None:
+                    raise EOFError("the file ends within a frame")
+                return 0
+            self._unpack()
+        taken = self._ready[: len(buffer)]
+        buffer[: len(taken)], self._ready = taken, self._ready[len(taken) :]
+        return len(taken)
+
+    def _unpack(self) -> None:
+        self._frame = self._frame or self._begin()
+        try:
+            self._ready = self._frame.decompress(self._packed)
+        except self._error as error:
+            raise OSError(str(error)) from error
+        self._packed = b""
+        if self._frame.eof:
+            self._packed, self._frame = self._frame.unused_data, None
+
+    def close(self) -> None:
+        self._file.close()
+        super().close()
 
 
 def _decode(content: bytes) -> str | None:

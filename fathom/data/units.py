@@ -22,7 +22,7 @@ STDLIB = "stdlib"
 """The source name that stands for the standard library of the running Python."""
 HUB = "hf:"
 """How a Hugging Face data set is named: hf:NAME[:CONFIG][:SPLIT]."""
-UNIT_BYTES = 16_000_000
+UNIT_BYTES = 8_000_000
 
 # Tests and tools that distributions leave out or bundle, and whatever was installed beside it.
 _STDLIB_WITHOUT = {

@@ -12,6 +12,10 @@ from typing import Any
 import pytest
 
 from fathom.data import Document, Rejects, read_documents
+from fathom.data.readers import PartReader
+from fathom.data.rejects import Reject
+from fathom.data.sources import Source, parse_sources
+from fathom.data.units import files_of, parts_of, units_of
 from fathom.errors import DataError
 
 
@@ -128,3 +132,114 @@ def test_parquet_without_pyarrow_names_the_extra(
 def test_a_missing_path_is_an_error_before_anything_is_read(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="neither a file nor a folder"):
         read_documents(tmp_path / "nowhere", Rejects())
+
+
+def test_zstd_beside_gzip(tmp_path: Path) -> None:
+    zstandard = pytest.importorskip("zstandard")
+    texts = [f"line {i * i * 7919 % 100_003}" for i in range(50_000)]
+    lines = b"".join(json.dumps({"text": text}).encode() + b"\n" for text in texts)
+    cut = len(lines) // 2 + 5  # within a line
+    packed = zstandard.compress(lines[:cut]) + zstandard.compress(lines[cut:])
+    (tmp_path / "a.jsonl.zst").write_bytes(packed)
+    (tmp_path / "b.txt.zst").write_bytes(zstandard.compress(b"packed text"))
+    (tmp_path / "c.jsonl.zst").write_bytes(packed[:-1000])
+    (tmp_path / "d.md.zst").write_bytes(b"no zstd")
+    (tmp_path / "e.txt.zst").write_bytes(zstandard.compress(b"cut off " * 99)[:-3])
+    documents, rejects = read(tmp_path)
+    assert [d.text for d in documents[:50_000]] == texts
+    assert documents[50_000] == Document("packed text", "b.txt.zst")
+    up_to_its_end = [d.text for d in documents[50_001:]]
+    assert len(up_to_its_end) > 25_000 and up_to_its_end == texts[: len(up_to_its_end)]
+    assert rejects.counts["not readable"] == 3 and set(rejects.counts) <= {
+        "not readable",
+        "broken JSON",
+    }
+
+
+@pytest.mark.parametrize("size", [1, 7, 100, 1000])
+def test_a_large_jsonl_is_cut_anywhere_and_loses_no_line(size: int, tmp_path: Path) -> None:
+    path = tmp_path / "d.jsonl"
+    lines = [json.dumps({"text": "x" * (i % 30) + f" {i}"}) if i % 5 else "" for i in range(60)]
+    path.write_text("\n".join(lines))  # without a line end at the last
+    (file,) = files_of(str(path), Rejects())
+    readers = [PartReader(part) for part in parts_of(file, size)]
+    texts = [text for reader in readers for _, text in reader]
+    assert texts == [json.loads(line)["text"] for line in lines if line]
+    assert sum(reader.rows for reader in readers) == 60
+    assert sum(reader.blank for reader in readers) == 12
+
+
+def test_units_hold_every_part_once_and_no_more_than_their_size(tmp_path: Path) -> None:
+    for i in range(40):
+        (tmp_path / f"{i:02}.txt").write_text("x" * (10 * i % 90))
+    (tmp_path / "20.jsonl").write_text("[]\n" * 500)
+    files = files_of(str(tmp_path), Rejects())
+    units = list(units_of(0, files, 100))
+    parts = [part for unit in units for part in unit.parts]
+    assert parts == [part for file in files for part in parts_of(file, 100)]
+    assert all(unit.bytes <= 100 for unit in units) and len(units) > 15
+    assert [n for unit in units for n in unit.files] == sorted(n for u in units for n in u.files)
+
+
+def test_parquet_is_cut_at_row_groups(tmp_path: Path) -> None:
+    pyarrow = pytest.importorskip("pyarrow")
+    from pyarrow import parquet
+
+    texts = [f"row {i} " * 20 for i in range(100)]
+    path = tmp_path / "a.parquet"
+    parquet.write_table(pyarrow.table({"text": texts}), path, row_group_size=9, compression="none")
+    (file,) = files_of(str(path), Rejects())
+    parts = parts_of(file, file.size // 4)
+    assert len(parts) > 3
+    assert [text for part in parts for _, text in PartReader(part)] == texts
+
+
+def test_hugging_face_data_sets(tmp_path: Path) -> None:
+    datasets = pytest.importorskip("datasets")
+    texts = [f"row {i} of the set" for i in range(300)]
+    rows = datasets.Dataset.from_dict({"text": texts, "n": list(range(300))})
+    rows.save_to_disk(tmp_path / "one")
+    splits = {"train": rows.select(range(200)), "validation": rows.select(range(200, 300))}
+    datasets.DatasetDict(splits).save_to_disk(tmp_path / "two")
+    rows.rename_column("text", "content").save_to_disk(tmp_path / "other")
+    for source in (tmp_path / "one", f"hf:{tmp_path / 'one'}"):
+        documents, _ = read(source)
+        assert [d.text for d in documents] == texts and documents[4].source == "one:5"
+    assert [d.text for d in read(tmp_path / "two")[0]] == texts[:200]
+    assert [d.text for d in read(f"hf:{tmp_path / 'two'}::validation")[0]] == texts[200:]
+    with pytest.raises(DataError, match=r"no split 'test'; take one of train, validation"):
+        read(f"hf:{tmp_path / 'two'}::test")
+    assert read(tmp_path / "other")[1].counts == {'no column "text"': 1}
+    (file,) = files_of(str(tmp_path / "one"), Rejects())
+    parts = parts_of(file, file.size // 3)
+    assert len(parts) > 2 and [t for part in parts for _, t in PartReader(part)] == texts
+
+
+def test_names_of_sources(tmp_path: Path) -> None:
+    (tmp_path / "a=b.txt").write_text("x")
+    found = parse_sources(["stdlib", "web=/data/web.jsonl.gz", "/data/web.jsonl.gz", f"{tmp_path}/a=b.txt",
+        "/more/web.parquet", "hf:allenai/c4:en"])  # fmt: skip
+    assert [source.name for source in found] == [
+        "stdlib",
+        "web",
+        "web-2",
+        "a-b",
+        "web-3",
+        "c4",
+    ]
+    assert found[1] == Source("web", "/data/web.jsonl.gz") and found[3].path.endswith("a=b.txt")
+    with pytest.raises(DataError, match="two sources are called 'a'"):
+        parse_sources(["a=x", "a=y"])
+    with pytest.raises(DataError, match="the source name 'a b' is not usable"):
+        parse_sources(["a b=x"])
+
+
+def test_rejects_quote_what_stood_there(tmp_path: Path) -> None:
+    (tmp_path / "d.jsonl").write_bytes(b'{"text": "cut' + b"x" * 1000 + b"\n")
+    ((row, found),) = PartReader(parts_of(files_of(str(tmp_path / "d.jsonl"), Rejects())[0])[0])
+    assert row == 1 and isinstance(found, Reject)
+    assert (
+        found.reason == "broken JSON"
+        and found.quote.startswith('{"text": "cutxx')
+        and len(found.quote) == 200
+    )
