@@ -34,6 +34,12 @@ GROUPS = {
             "inspect": "Show a prepared folder: documents, lengths, tokens, samples, rejects.",
         },
     ),
+    "eval": (
+        "Measure a model.",
+        {
+            "needle": "Find needles in haystacks of several lengths: how far the context really reaches."
+        },
+    ),
 }
 """Commands of two words: a group's summary and its commands, each the function NAME in `fathom.cli.GROUP_NAME`."""
 

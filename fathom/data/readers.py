@@ -13,6 +13,7 @@ import zlib
 from collections.abc import Iterator
 from typing import Any
 
+from fathom.data import needles
 from fathom.data.rejects import QUOTED, Reject
 from fathom.data.units import Part
 from fathom.errors import DataError
@@ -37,6 +38,7 @@ class PartReader:
             "jsonl": self._jsonl,
             "parquet": self._parquet,
             "dataset": self._dataset,
+            "needles": self._needles,
         }[self.part.kind]
         try:
             yield from read()
@@ -95,6 +97,11 @@ class PartReader:
             table = rows[first : min(first + 1024, stop)]
             for chunk in table.column(0).chunks:
                 yield from self._column(chunk)
+
+    def _needles(self) -> Iterator[tuple[int, Found]]:
+        for text in needles.documents(self.part.path):
+            self.rows += 1
+            yield self.rows, text
 
     def _column(self, column: Any) -> Iterator[tuple[int, Found]]:
         for text in _texts(column):

@@ -74,7 +74,9 @@ class Tokens:
             return parts[0]
         return np.concatenate(parts) if parts else np.empty(0, self.dtype)
 
-    def __getitem__(self, key: slice | np.ndarray) -> np.ndarray:
+    def __getitem__(self, key: int | slice | np.ndarray) -> np.ndarray:
+        if isinstance(key, int):
+            return self.read(key, key + 1)[0]
         if isinstance(key, slice):
             start, stop, step = key.indices(len(self))
             return self.read(start, max(start, stop))[::step]

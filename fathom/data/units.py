@@ -14,6 +14,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from fathom.data.needles import is_needles
 from fathom.data.rejects import Rejects
 from fathom.errors import DataError
 
@@ -52,7 +53,7 @@ class File:
     path: str
     name: str
     kind: str
-    """"text", "jsonl", "parquet" or "dataset"."""
+    """"text", "jsonl", "parquet", "dataset", or "needles", which is made and not read."""
     size: int
     """Bytes on the disk; of a data set, of its table."""
     stamp: int
@@ -83,6 +84,8 @@ def files_of(source: str, rejects: Rejects) -> list[File]:
     """Files of a source, in reading order; what is no text is a reject. Raises `DataError` for a missing path."""
     if source == STDLIB:
         return list(_stdlib())
+    if is_needles(source):
+        return [File(source, source, "needles", 0, 0)]
     path = Path(source)
     if source.startswith(HUB) or any((path / name).is_file() for name in SAVED_DATASET):
         from fathom.data.datasets_hub import dataset_file

@@ -8,72 +8,15 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
 from typing import Any
 
-from fathom.data.prepare import Say, TokenData
-from fathom.inference import Sampling, generate
 from fathom.planning import flops_per_token
-from fathom.runs.folder import SPIKES, RunFolder
-from fathom.runs.positions import LossByPosition
-from fathom.runs.recipe import Recipe, Stage
-from fathom.runs.tensorboard import TensorBoard
-from fathom.runs.timeline import Span
-from fathom.train.evaluate import HeldOut, bits_per_byte, evaluate
+from fathom.runs.folder import SPIKES
+from fathom.runs.looking import HeldOutLoss, LossByPosition, Needles, Samples
+from fathom.runs.setting import Progress, Setting
+from fathom.train.evaluate import bits_per_byte
 from fathom.train.loop import Callback, StepRecord, Trainer
-
-
-@dataclass(frozen=True)
-class Progress:
-    """One step for whoever shows it."""
-
-    step: int
-    steps: int
-    line: str
-    eta_seconds: float
-
-
-Show = Callable[[Progress], None]
-
-
-@dataclass
-class Setting:
-    """What the callbacks of one stage share."""
-
-    folder: RunFolder
-    recipe: Recipe
-    stage: Stage
-    data: TokenData
-    peak_flops: float
-    show: Show
-    say: Say
-    save: Callable[[Trainer], None]
-    board: TensorBoard | None = field(init=False)
-
-    def __post_init__(self) -> None:
-        wanted = self.recipe.monitor.tensorboard
-        self.board = TensorBoard(self.folder.path) if wanted else None
-
-    def log(self, name: str, line: dict[str, Any]) -> None:
-        """Add a line to a log, and its numbers to TensorBoard where that is wanted."""
-        self.folder.append(name, line)
-        if self.board:
-            self.board.write(name, line)
-
-    @property
-    def span(self) -> Span:
-        """Where in the run the stage lies."""
-        return self.recipe.spans[self.recipe.stages.index(self.stage)]
-
-    @property
-    def last_step(self) -> int:
-        """The run's step that ends the stage."""
-        return self.span.last_step
-
-    def due(self, step: int, every: int) -> bool:
-        """Whether something done every so many steps, and at the stage's end, is due."""
-        return step % every == 0 or step == self.last_step
 
 
 def stage_callbacks(setting: Setting) -> list[Callback]:
@@ -84,6 +27,7 @@ def stage_callbacks(setting: Setting) -> list[Callback]:
         HeldOutLoss(setting),
         LossByPosition(setting),
         Samples(setting),
+        Needles(setting),
         Checkpoints(setting),
     ]
 
@@ -207,63 +151,6 @@ def _shown(line: dict) -> str:
         f"grad {line['grad_norm']:.2f}  lr {line['lr']:.1e}  {line['tokens_per_second']:,.0f} tok/s  "
         f"mfu {100 * line['mfu']:.0f}%  load {line['max_load']:.2f}"
     )
-
-
-class HeldOutLoss:
-    """evals.jsonl: loss and bits per byte on held-out text; the loss of the averaged weights too, if there are some."""
-
-    def __init__(self, setting: Setting) -> None:
-        self.s = setting
-
-    def __call__(self, trainer: Trainer, record: StepRecord) -> None:
-        monitor, stage = self.s.recipe.monitor, self.s.stage
-        if not self.s.due(trainer.step, monitor.eval_every):
-            return
-        limit = None if trainer.step == self.s.last_step else monitor.eval_tokens
-        rows = stage.micro_batch or stage.batch
-        mtp = stage.mtp_weight > 0
-
-        def measure() -> HeldOut:
-            return evaluate(trainer.model, self.s.data, stage.seq_len, rows, limit, mtp)
-
-        found = measure()
-        line = {"step": trainer.step, "tokens": trainer.tokens, "loss": found.loss}
-        line |= {"bits_per_byte": found.bits_per_byte, "mtp_loss": found.mtp_loss}
-        if trainer.ema:
-            with trainer.ema.in_place_of_weights():
-                line["ema_loss"] = measure().loss
-        self.s.log("evals.jsonl", line | {"held_out_tokens": found.tokens})
-        self.s.say(
-            f"step {trainer.step}: held-out loss {found.loss:.3f} (perplexity "
-            f"{math.exp(min(found.loss, 50)):,.1f}), {found.bits_per_byte:.3f} bits per byte"
-        )
-
-
-class Samples:
-    """samples.jsonl: what the model writes by now, with a random state of its own."""
-
-    def __init__(self, setting: Setting) -> None:
-        self.s = setting
-        # Read now: a prompt with characters that the tokenizer lacks is no surprise for step 200.
-        prompt = setting.data.tokenizer.prompt_ids(setting.recipe.monitor.sample_prompt)
-        self.prompt = prompt[-max(setting.stage.seq_len - 1, 1) :]
-
-    def __call__(self, trainer: Trainer, record: StepRecord) -> None:
-        monitor = self.s.recipe.monitor
-        if not self.s.due(trainer.step, monitor.sample_every):
-            return
-        text = self._write(trainer, monitor.sample_tokens)
-        line = {"step": trainer.step, "prompt": monitor.sample_prompt, "text": text}
-        self.s.log("samples.jsonl", line)
-        self.s.say(f"step {trainer.step} writes:\n{monitor.sample_prompt}{text}\n")
-
-    def _write(self, trainer: Trainer, tokens: int) -> str:
-        tokenizer = self.s.data.tokenizer
-        count = max(min(tokens, self.s.stage.seq_len - len(self.prompt)), 1)
-        sampling = Sampling(temperature=0.7, top_p=0.95, seed=self.s.recipe.seed)
-        return tokenizer.decode(
-            generate(trainer.model, self.prompt, count, sampling, {tokenizer.eos_id})
-        )
 
 
 class Checkpoints:

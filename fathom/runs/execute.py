@@ -20,12 +20,13 @@ from fathom.data.prepare import Say, TokenData, prepare
 from fathom.errors import FathomError
 from fathom.kernels import compile_elementwise
 from fathom.model import Transformer
-from fathom.runs.callbacks import Setting, Show, begin_stage, spike_line, stage_callbacks
+from fathom.runs.callbacks import begin_stage, spike_line, stage_callbacks
 from fathom.runs.environment import DECISIVE, environment
 from fathom.runs.folder import SPIKES, RunFolder
 from fathom.runs.machine import check_memory
 from fathom.runs.recipe import Recipe, Stage
 from fathom.runs.saving import resume_run, save_run
+from fathom.runs.setting import Setting, Show
 from fathom.runs.streams import stage_loader
 from fathom.runs.tensorboard import require_tensorboard
 from fathom.train.checkpoint import checkpoints, remove_unfinished

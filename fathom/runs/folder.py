@@ -20,8 +20,15 @@ from fathom.runs.recipe import Recipe, recipe_from_dict
 from fathom.runs.tables import differences
 
 LOCK, UNFINISHED = ".lock", ".writing"
-LOGS = ("metrics.jsonl", "evals.jsonl", "samples.jsonl", "load.jsonl", "positions.jsonl")
 SPIKES = "spikes.jsonl"
+LOGS = (
+    "metrics.jsonl",
+    "evals.jsonl",
+    "samples.jsonl",
+    "load.jsonl",
+    "positions.jsonl",
+    "needle.jsonl",
+)
 
 
 class RunFolder:

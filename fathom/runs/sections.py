@@ -109,6 +109,14 @@ class MonitorConfig:
     """Held-out tokens whose loss by position is taken before and after a stage, one sequence at least; 0: none."""
     tensorboard: bool = False
     """Write the numbers of the logs for TensorBoard as well, into OUT/tensorboard."""
+    needle_lengths: tuple[int, ...] = ()
+    """Lengths in tokens at which needles are looked for at the end of every stage (needle.jsonl); none by default."""
+    needle_depths: int = 11
+    """Depths in such a grid, from the beginning to the end of the text."""
+    needle_trials: int = 5
+    """Texts for each length and depth."""
+    needle_format: str = "pass-key"
+    """What is hidden: a "pass-key" in held-out text, or "pairs" as in the source "needles"."""
 
     def __post_init__(self) -> None:
         counts = tuple(field.name for field in fields(self) if field.name != "position_tokens")
@@ -117,6 +125,7 @@ class MonitorConfig:
             raise RecipeError(
                 f"monitor.position_tokens = {self.position_tokens} must be at least 0; 0 leaves it out"
             )
+        _check_choice("monitor.needle_format", self.needle_format, ("pass-key", "pairs"))
         if self.eval_tokens < 2:
             raise RecipeError(
                 "monitor.eval_tokens = 1 must be at least 2, one to read, one to guess"

@@ -1,0 +1,60 @@
+"""A needle grid as a picture: depth over length, the share found as shade and number."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from fathom.errors import FathomError
+from fathom.evaluation.needle import Grid
+
+SHADES = "RdYlGn"
+DARK_BELOW, DARK_ABOVE = 0.15, 0.85
+"""Shares whose shade is so dark that white numbers read better."""
+
+
+def draw(titled: Sequence[tuple[str, Grid]], path: str | Path, columns: int = 2) -> None:
+    """Write one panel for each grid into `path`, in the format that its suffix names (.png, .svg, .pdf).
+
+    Raises `FathomError` without matplotlib, for an unknown suffix and where nothing can be written.
+    """
+    figure_class = _figure_class()
+    columns = min(columns, len(titled))
+    rows = -(-len(titled) // columns)
+    figure = figure_class(figsize=(0.6 + 5.2 * columns, 0.4 + 3.4 * rows), layout="constrained")
+    axes = figure.subplots(rows, columns, squeeze=False).flat
+    for axis, (title, grid) in zip(axes, titled, strict=False):
+        _panel(axis, title, grid)
+    for axis in list(axes)[len(titled) :]:
+        axis.set_axis_off()
+    try:
+        figure.savefig(path, dpi=110)
+    except (OSError, ValueError) as error:
+        raise FathomError(
+            f"the heat map cannot be written to {path} ({error}); give a .png, .svg or .pdf in a folder that exists"
+        ) from error
+
+
+def _figure_class() -> Any:
+    try:
+        from matplotlib.figure import Figure
+    except ModuleNotFoundError:
+        raise FathomError(
+            "a picture needs matplotlib, which is not installed; run: pip install 'fathom[report]'"
+        ) from None
+    return Figure
+
+
+def _panel(axis: Any, title: str, grid: Grid) -> None:
+    axis.imshow(list(zip(*grid.found, strict=True)), vmin=0, vmax=1, cmap=SHADES, aspect="auto")
+    axis.set_xticks(range(len(grid.lengths)), [f"{length:,}" for length in grid.lengths])
+    axis.set_yticks(range(len(grid.depths)), [f"{depth:.0%}" for depth in grid.depths])
+    axis.set_xlabel("length in tokens")
+    axis.set_ylabel("depth of the needle")
+    axis.set_title(title, loc="left", fontsize=10)
+    for x, row in enumerate(grid.found):
+        for y, share in enumerate(row):
+            dark = share < DARK_BELOW or share > DARK_ABOVE
+            colour = "white" if dark else "black"
+            axis.text(x, y, f"{100 * share:.0f}", ha="center", va="center", color=colour, size=8)

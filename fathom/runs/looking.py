@@ -1,0 +1,143 @@
+"""What a run looks at while it goes on: held-out loss, loss by position, samples, needles. All are callbacks.
+
+Those that look before a stage's first step too have a method `begin`. None of them touches training's random state.
+"""
+
+from __future__ import annotations
+
+import math
+
+from fathom.evaluation import Form, Pairs, PassKey, even_depths, needle_grid
+from fathom.inference import Sampling, generate
+from fathom.runs.setting import Setting
+from fathom.train.evaluate import HeldOut, evaluate
+from fathom.train.loop import StepRecord, Trainer
+from fathom.train.positions import loss_by_position
+
+
+class HeldOutLoss:
+    """evals.jsonl: loss and bits per byte on held-out text; the loss of the averaged weights too, if there are some."""
+
+    def __init__(self, setting: Setting) -> None:
+        self.s = setting
+
+    def __call__(self, trainer: Trainer, record: StepRecord) -> None:
+        monitor, stage = self.s.recipe.monitor, self.s.stage
+        if not self.s.due(trainer.step, monitor.eval_every):
+            return
+        limit = None if trainer.step == self.s.last_step else monitor.eval_tokens
+        rows = stage.micro_batch or stage.batch
+        mtp = stage.mtp_weight > 0
+
+        def measure() -> HeldOut:
+            return evaluate(trainer.model, self.s.data, stage.seq_len, rows, limit, mtp)
+
+        found = measure()
+        line = {"step": trainer.step, "tokens": trainer.tokens, "loss": found.loss}
+        line |= {"bits_per_byte": found.bits_per_byte, "mtp_loss": found.mtp_loss}
+        if trainer.ema:
+            with trainer.ema.in_place_of_weights():
+                line["ema_loss"] = measure().loss
+        self.s.log("evals.jsonl", line | {"held_out_tokens": found.tokens})
+        self.s.say(
+            f"step {trainer.step}: held-out loss {found.loss:.3f} (perplexity "
+            f"{math.exp(min(found.loss, 50)):,.1f}), {found.bits_per_byte:.3f} bits per byte"
+        )
+
+
+class LossByPosition:
+    """positions.jsonl: held-out loss by position, before a stage's first step and after its last.
+
+    Both in windows of the stage's own length and with its rotary settings, so that the two differ by what the stage
+    taught; what changing the settings alone does is between one stage's "after" and the next one's "before".
+    """
+
+    def __init__(self, setting: Setting) -> None:
+        self.s = setting
+
+    def begin(self, trainer: Trainer) -> None:
+        """Before the first step; a run that is resumed right there has the line already."""
+        line = {"stage": self.s.stage.name, "when": "before"}
+        begins = trainer.step == self.s.span.first_step
+        if begins and not self.s.folder.has_line("positions.jsonl", line):
+            self._look(trainer, "before")
+
+    def __call__(self, trainer: Trainer, record: StepRecord) -> None:
+        if trainer.step == self.s.last_step:
+            self._look(trainer, "after")
+
+    def _look(self, trainer: Trainer, when: str) -> None:
+        stage, limit = self.s.stage, self.s.recipe.monitor.position_tokens
+        if not limit:
+            return
+        found = loss_by_position(trainer.model, self.s.data, stage.seq_len, limit)
+        line = {"step": trainer.step, "stage": stage.name, "when": when, "seq_len": stage.seq_len}
+        line |= {"edges": list(found.edges), "loss": list(found.loss)}
+        self.s.folder.append("positions.jsonl", line)
+
+
+class Samples:
+    """samples.jsonl: what the model writes by now, with a random state of its own."""
+
+    def __init__(self, setting: Setting) -> None:
+        self.s = setting
+        # Read now: a prompt with characters that the tokenizer lacks is no surprise for step 200.
+        prompt = setting.data.tokenizer.prompt_ids(setting.recipe.monitor.sample_prompt)
+        self.prompt = prompt[-max(setting.stage.seq_len - 1, 1) :]
+
+    def __call__(self, trainer: Trainer, record: StepRecord) -> None:
+        monitor = self.s.recipe.monitor
+        if not self.s.due(trainer.step, monitor.sample_every):
+            return
+        text = self._write(trainer, monitor.sample_tokens)
+        line = {"step": trainer.step, "prompt": monitor.sample_prompt, "text": text}
+        self.s.log("samples.jsonl", line)
+        self.s.say(f"step {trainer.step} writes:\n{monitor.sample_prompt}{text}\n")
+
+    def _write(self, trainer: Trainer, tokens: int) -> str:
+        tokenizer = self.s.data.tokenizer
+        count = max(min(tokens, self.s.stage.seq_len - len(self.prompt)), 1)
+        sampling = Sampling(temperature=0.7, top_p=0.95, seed=self.s.recipe.seed)
+        return tokenizer.decode(
+            generate(trainer.model, self.prompt, count, sampling, {tokenizer.eos_id})
+        )
+
+
+class Needles:
+    """needle.jsonl: what is found in long texts as the model comes into a stage and as it leaves it.
+
+    The lengths are the recipe's, for every stage: between one stage's "after" and the next one's "before" there is only
+    the change of rotary settings. Nothing is looked for unless the recipe names lengths.
+    """
+
+    def __init__(self, setting: Setting) -> None:
+        self.s = setting
+
+    def begin(self, trainer: Trainer) -> None:
+        """Before the first step of every stage but the run's first, which knows nothing yet."""
+        line = {"stage": self.s.stage.name, "when": "before"}
+        begins = 0 < trainer.step == self.s.span.first_step
+        if begins and not self.s.folder.has_line("needle.jsonl", line):
+            self._look(trainer, "before")
+
+    def __call__(self, trainer: Trainer, record: StepRecord) -> None:
+        if trainer.step == self.s.last_step:
+            self._look(trainer, "after")
+
+    def _look(self, trainer: Trainer, when: str) -> None:
+        monitor = self.s.recipe.monitor
+        if not monitor.needle_lengths:
+            return
+        depths = even_depths(monitor.needle_depths)
+        grid = needle_grid(
+            trainer.model, self._form(), monitor.needle_lengths, depths, monitor.needle_trials
+        )
+        line = {"step": trainer.step, "stage": self.s.stage.name, "when": when}
+        self.s.folder.append("needle.jsonl", line | grid.to_dict())
+        self.s.say(f"{when} {self.s.stage.name}: {100 * grid.share():.0f} % of the needles found")
+
+    def _form(self) -> Form:
+        data = self.s.data
+        if self.s.recipe.monitor.needle_format == "pairs":
+            return Pairs(data.tokenizer)
+        return PassKey(data.tokenizer, data.held_out)

@@ -1,0 +1,66 @@
+"""What the callbacks of a stage share, and what they show."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from fathom.data.prepare import Say, TokenData
+from fathom.runs.folder import RunFolder
+from fathom.runs.recipe import Recipe, Stage
+from fathom.runs.tensorboard import TensorBoard
+from fathom.runs.timeline import Span
+from fathom.train.loop import Trainer
+
+
+@dataclass(frozen=True)
+class Progress:
+    """One step for whoever shows it."""
+
+    step: int
+    steps: int
+    line: str
+    eta_seconds: float
+
+
+Show = Callable[[Progress], None]
+
+
+@dataclass
+class Setting:
+    """What the callbacks of one stage share."""
+
+    folder: RunFolder
+    recipe: Recipe
+    stage: Stage
+    data: TokenData
+    peak_flops: float
+    show: Show
+    say: Say
+    save: Callable[[Trainer], None]
+    board: TensorBoard | None = field(init=False)
+
+    def __post_init__(self) -> None:
+        wanted = self.recipe.monitor.tensorboard
+        self.board = TensorBoard(self.folder.path) if wanted else None
+
+    def log(self, name: str, line: dict[str, Any]) -> None:
+        """Add a line to a log, and its numbers to TensorBoard where that is wanted."""
+        self.folder.append(name, line)
+        if self.board:
+            self.board.write(name, line)
+
+    @property
+    def span(self) -> Span:
+        """Where in the run the stage lies."""
+        return self.recipe.spans[self.recipe.stages.index(self.stage)]
+
+    @property
+    def last_step(self) -> int:
+        """The run's step that ends the stage."""
+        return self.span.last_step
+
+    def due(self, step: int, every: int) -> bool:
+        """Whether something done every so many steps, and at the stage's end, is due."""
+        return step % every == 0 or step == self.last_step

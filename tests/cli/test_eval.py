@@ -1,0 +1,132 @@
+"""`fathom eval needle` on runs that have learnt nothing, and the grid that a run makes itself."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from fathom.cli.main import main
+from fathom.runs import execute
+from tests.runs.tiny import MODEL, MONITOR, STAGE, tiny_recipe, write_corpus
+
+NEEDLES = {"needle_lengths": [40, 64], "needle_depths": 3, "needle_trials": 2}
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with two runs: `pairs` of the source "needles", `text` of words, without a report."""
+    folder = tmp_path_factory.mktemp("runs")
+    stages = [{**STAGE, "steps": 3}, {**STAGE, "name": "more", "steps": 3}]
+    monitor = {
+        **MONITOR,
+        **NEEDLES,
+        "needle_format": "pairs",
+        "sample_prompt": "=",
+        "sample_every": 9,
+    }
+    pairs = tiny_recipe(
+        model={**MODEL, "vocab_size": 320},
+        data={"sources": ["needles:150k"], "tokenizer": "char", "held_out": 0.2},
+        stages=stages,
+        monitor=monitor,
+    )
+    text = tiny_recipe(write_corpus(folder / "corpus.txt"), stages=stages[:1])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(execute, "_report", lambda job: None)
+        execute.run(pairs, folder / "pairs")
+        execute.run(text, folder / "text")
+    return folder
+
+
+def call(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, str, str]:
+    with pytest.raises(SystemExit) as left:
+        main(["eval", "needle", *map(str, arguments)])
+    return int(left.value.code or 0), *capsys.readouterr()
+
+
+def test_a_run_looks_for_needles_before_and_after_each_stage(runs: Path) -> None:
+    lines = [
+        json.loads(line) for line in (runs / "pairs" / "needle.jsonl").read_text().splitlines()
+    ]
+    assert [(line["step"], line["stage"], line["when"]) for line in lines] == [
+        (3, "pretrain", "after"),
+        (3, "more", "before"),
+        (6, "more", "after"),
+    ]
+    assert lines[0]["found"] == lines[1]["found"], "the same model, the same rotary settings"
+    assert lines[0]["lengths"] == [40, 64] and lines[0]["depths"] == [0.0, 0.5, 1.0]
+    assert lines[0]["trials"] == 2
+    assert [len(row) for row in lines[0]["found"]] == [3, 3]
+    assert not (runs / "text" / "needle.jsonl").exists(), "off by default"
+
+
+def test_the_command_finds_what_the_run_found(
+    runs: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    last = json.loads((runs / "pairs" / "needle.jsonl").read_text().splitlines()[-1])
+    asked = ("--format", "pairs", "--lengths", "40,64", "--depths", "3", "--trials", "2", "--json")
+    status, out, err = call(capsys, runs / "pairs", *asked)
+    assert status == 0, err
+    said = json.loads(out)
+    assert {key: said[key] for key in ("lengths", "depths", "found", "trials")} == {
+        key: last[key] for key in ("lengths", "depths", "found", "trials")
+    }
+
+
+def test_a_heat_map_on_the_terminal_and_as_a_picture(
+    runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    picture = tmp_path / "map.svg"
+    status, out, err = call(
+        capsys,
+        runs / "text",
+        "--depths",
+        "0,0.25",
+        "--lengths",
+        "64",
+        "--trials",
+        "1",
+        "--out",
+        picture,
+    )
+    assert (
+        status != 0 and "ask for at least" in err
+    )  # a needle of words and its question are longer
+    status, out, err = call(
+        capsys,
+        runs / "pairs",
+        "--format",
+        "pairs",
+        "--depths",
+        "0,0.25",
+        "--trials",
+        "2",
+        "--out",
+        picture,
+    )
+    assert status == 0, err
+    assert "25%" in out and "64" in out
+    assert out.rstrip().endswith("% of 4 needles")
+    assert "<svg" in picture.read_text()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("pairs", "--format", "verse"), "'verse' is not known"),
+        (("pairs", "--format", "pass-key"), "does not know the characters"),
+        (("text", "--format", "pairs", "--lengths", "999"), "exceeds the model's max_position"),
+        (("pairs", "--lengths", "long"), "must be numbers"),
+        (("text", "--filler", "nowhere.txt"), "cannot be read as text"),
+        (("text/model",), "give one with --filler"),
+        (("pairs", "--format", "pairs", "--trials", "1", "--out", "map.doc"), "give a .png"),
+    ],
+)
+def test_what_cannot_be_done_is_one_line(
+    runs: Path, capsys: pytest.CaptureFixture[str], arguments: tuple[str, ...], message: str
+) -> None:
+    status, _, err = call(capsys, runs / arguments[0], *arguments[1:])
+    assert status == 2
+    assert message in err and err.count("\n") == 1, err
