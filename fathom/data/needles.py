@@ -2,11 +2,11 @@
 
 A key is a Korean consonant, a value a vowel, and the syllable of both says which value the key has: 고 says that ㄱ has
 the value ㅗ. A document has a circle of keys, two of them or up to nineteen, and one value for each. It is words of
-filler and, among them, keys of the circle in any order: the syllable alone the first time, and after that the question,
-which is the consonant, with the syllable as its answer, `ㄱ고`. Whoever is to answer has to find the last syllable with
-that consonant, and the others of the circle are what it can be mistaken for. How many keys there are and how much filler
-is drawn for each document, so that the place to be found may be a few characters back or thousands: crowded documents
-teach the trick within any window, sparse ones need all the context there is.
+filler and, among them, keys of the circle in any order: the syllable alone the first time, and after that the
+question, which is the consonant, with the syllable as its answer, `ㄱ고`. Whoever is to answer has to find the last
+syllable with that consonant, and the others of the circle are what it can be mistaken for. How many keys there are and
+how much filler is drawn for each document, so that the place to be found may be a few characters back or thousands:
+crowded documents teach the trick within any window, sparse ones need all the context there is.
 
 A character tokenizer makes every consonant, syllable and letter one token. That a syllable is one token is what lets a
 small model learn this within minutes: the question needs to be compared with single tokens only. With key and value

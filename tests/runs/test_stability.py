@@ -124,7 +124,8 @@ def test_a_skipped_step_is_logged_with_its_data_and_after_a_kill_again(
     run = execute.run(wanted, tmp_path / "run")
     (line,) = spikes(run)
     assert (line["step"], line["action"], line["stage"]) == (7, "skip", "pretrain")
-    assert line["data"] == {"first_sequence": 6 * BATCH, "count": BATCH}
+    sources = {"all": BATCH}
+    assert line["data"] == {"first_sequence": 6 * BATCH, "count": BATCH, "sources": sources}
     assert line["loss_z"] is None and "loss nan" in line["reason"]
     assert [reason is not None for reason in metrics(run, "skipped")] == [
         step == 7 for step in range(1, STEPS + 1)
