@@ -70,6 +70,8 @@ class Point:
     """With weights and moments, before the step."""
     peak: int
     seconds: float
+    cpu_seconds: float
+    """Of the process; what the step would take on one thread if nobody else used the machine."""
     loss: float
     flops: float
     """Model FLOPs of the step, nothing counted that is computed twice."""
@@ -111,14 +113,16 @@ class LongStep:
 
     def measure(self) -> dict[str, Any]:
         """Take the step; the fields of a `Point` that only this process knows."""
-        before, start = resident_bytes(), time.perf_counter()
+        before, start, cpu = resident_bytes(), time.perf_counter(), time.process_time()
         loss = self._step(self.length)
-        seconds, peak = time.perf_counter() - start, peak_bytes()
+        seconds, cpu = time.perf_counter() - start, time.process_time() - cpu
+        peak = peak_bytes()
         estimate = training_memory(self.config, self.length, 1, recompute=self.recompute).total
         return {
             "resident_before": before,
             "peak": peak,
             "seconds": seconds,
+            "cpu_seconds": cpu,
             "loss": loss,
             "flops": flops_per_token(self.config, self.length, True) * self.length,
             "roof": matmul_rate(torch.device("cpu"), torch.float32),
@@ -188,12 +192,23 @@ def show(points: Sequence[Point]) -> None:
             f"{(p.peak - p.resident_before) / MIB:,.0f}",
             f"{p.estimate / MIB:,.0f}",
             f"{p.seconds:.2f}",
+            f"{p.cpu_seconds:.2f}",
             f"{p.length / p.seconds:,.0f}",
             f"{100 * p.of_roof:.0f} %",
         )
         for p in points
     ]
-    headers = ("", "tokens", "peak, MiB", "of it the step's", "planned", "s", "tokens/s", "of roof")
+    headers = (
+        "",
+        "tokens",
+        "peak, MiB",
+        "of it the step's",
+        "planned",
+        "s",
+        "CPU s",
+        "tokens/s",
+        "of roof",
+    )
     print("\n" + table(headers, rows) + "\n")
     for (positions, recompute), some in series(points).items():
         if len(some) > 2:

@@ -58,12 +58,19 @@ def _spike(line: Line) -> tuple[str, ...]:
     return (
         f"{line.get('step', 0):,}",
         str(line.get("stage", "")),
-        str(line.get("action", "")),
+        _action(line),
         str(line.get("reason", "")),
         _with_z(line.get("loss"), line.get("loss_z")),
         _with_z(line.get("grad_norm"), line.get("grad_norm_z")),
         _data(data),
     )
+
+
+def _action(line: Line) -> str:
+    text = str(line.get("action", ""))
+    if "to" not in line:
+        return text
+    return f"{text} to step {line['to']:,}, {line.get('passed_over', 0):,} sequences passed over"
 
 
 def _with_z(value: Any, z: Any) -> str:

@@ -27,7 +27,8 @@ SPIKES = [
     {"step": 150, "stage": "constant", "action": "record", "reason": "gradient norm 9.1 above 8", "loss": 4.1,
      "grad_norm": 12.5, "loss_z": 0.3, "grad_norm_z": 9.1, "data": {"first_sequence": 1490, "count": 10}},
     {"step": 230, "stage": "cosine", "action": "rollback", "reason": "<loss> 12.4 above 8", "loss": 7.9,
-     "grad_norm": 3.5, "loss_z": 12.4, "grad_norm_z": 2.0, "data": {"first_sequence": 2290, "count": 10}},
+     "grad_norm": 3.5, "loss_z": 12.4, "grad_norm_z": 2.0,
+     "to": 220, "passed_over": 100, "data": {"first_sequence": 2290, "count": 10}},
 ]  # fmt: skip
 
 

@@ -89,6 +89,7 @@ def test_spikes_are_counted_told_and_escaped(run: RunData, text: str) -> None:
     assert "sequences 1,190 to 1,199: 7 en, 3 code" in text and "not finite" in text
     assert "7.9 (+12.4)" in text and "3.5 (+2.0)" in text
     assert "&lt;loss&gt; 12.4 above 8" in text
+    assert "rollback to step 220, 100 sequences passed over" in text
     assert ("steps not learnt from", "2", "skipped or rolled back") in headline(run)
 
 
