@@ -36,8 +36,8 @@ WORDS = tuple(
     mud nut oak pea ram sea tin urn van wax yew zoo
     """.split()  # noqa: SIM905 (a list would take forty lines)
 )
-SPARSE, CROWDED = (0.02, 0.3), (0.3, 0.9)
-"""Bounds of the share of keys among the items of one half of the documents and of the other."""
+SPARSE, CROWDED = (0.02, 0.3), (0.4, 0.95)
+"""Bounds of the share of keys among the items of a fifth of the documents and of the others."""
 SMALLEST = 2
 """Keys in the smallest circle; the largest has all."""
 SHORTEST, LONGEST = 4096, 8192
@@ -56,8 +56,14 @@ def syllable(key: str, value: int) -> str:
     return chr(_SYLLABLES + (KEYS.index(key) * VALUES + value) * _ENDINGS)
 
 
+def alphabet() -> str:
+    """All characters there are; a tokenizer made from the text knows them then, however short the text."""
+    syllables = (syllable(key, value) for key in KEYS for value in range(VALUES))
+    return "".join((*syllables, *KEYS, *sorted(set("".join(WORDS))), " "))
+
+
 def documents(source: str) -> Iterator[str]:
-    """Documents of "needles:SIZE" or "needles:SIZE:SEED", the same for the same name.
+    """Documents of "needles:SIZE" or "needles:SIZE:SEED", the same for the same name, the alphabet first.
 
     SIZE is a number of characters, k and M after it mean thousands and millions; the last document may go beyond it.
     Raises `DataError` for any other name.
@@ -70,6 +76,7 @@ def documents(source: str) -> Iterator[str]:
 
 
 def _documents(left: int, draw: Random) -> Iterator[str]:
+    yield alphabet()
     while left > 0:
         text = document(draw, draw.randint(SHORTEST, LONGEST))
         left -= len(text)
@@ -91,7 +98,7 @@ def items(draw: Random, without: str = "") -> Iterator[str]:
     """Words and keys of one document that never ends, and in which the key `without` does not occur."""
     keys = [key for key in KEYS if key != without]
     circle = draw.sample(keys, round(_between(draw, SMALLEST, len(keys))))
-    share = draw.uniform(*CROWDED) if draw.random() < 0.5 else _between(draw, *SPARSE)
+    share = draw.uniform(*CROWDED) if draw.random() < 0.8 else _between(draw, *SPARSE)
     said: dict[str, str] = {}
     while True:
         if draw.random() >= share:

@@ -97,9 +97,7 @@ class Pairs:
     def __init__(self, tokenizer: Tokenizer) -> None:
         """Raises `DataError` when the tokenizer lacks one of the characters."""
         self.tokenizer = tokenizer
-        letters = "".join((*needles.KEYS, *needles.WORDS, " "))
-        syllables = (needles.syllable(k, v) for k in needles.KEYS for v in range(needles.VALUES))
-        tokenizer.encode(letters + "".join(syllables))
+        tokenizer.encode(needles.alphabet())
 
     def puzzle(self, draw: Random) -> Puzzle:
         key = draw.choice(needles.KEYS)

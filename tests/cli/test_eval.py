@@ -27,8 +27,8 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "sample_every": 9,
     }
     pairs = tiny_recipe(
-        model={**MODEL, "vocab_size": 320},
-        data={"sources": ["needles:150k"], "tokenizer": "char", "held_out": 0.2},
+        model={**MODEL, "vocab_size": 448},
+        data={"sources": ["needles:50k"], "tokenizer": "char", "held_out": 0.2},
         stages=stages,
         monitor=monitor,
     )
