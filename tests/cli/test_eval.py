@@ -23,7 +23,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
         **MONITOR,
         **NEEDLES,
         "needle_format": "pairs",
-        "sample_prompt": "=",
+        "sample_prompt": "the",
         "sample_every": 9,
     }
     pairs = tiny_recipe(
