@@ -26,9 +26,12 @@ COMMANDS = {
 """Each is a function of the same name in `fathom.cli.NAME`."""
 
 GROUPS = {
-    "eval": "Measure a model: needle.",
+    "eval": (
+        "Measure a model.",
+        {"needle": "Look for needles in texts of several lengths, as a heat map."},
+    ),
 }
-"""Commands with commands of their own; each is a typer application `app` in `fathom.cli.NAME`."""
+"""Commands of two words: a group's summary and commands, each a function of that name in `fathom.cli.GROUP_NAME`."""
 
 WRONG, INTERRUPTED = 2, 130
 
@@ -44,12 +47,12 @@ def main(arguments: list[str] | None = None) -> None:
     except ModuleNotFoundError as missing:
         _say(f"the command line needs {missing.name}; run: pip install 'fathom[cli]'")
         sys.exit(WRONG)
-    chosen = next((word for word in arguments if not word.startswith("-")), None)
-    sys.exit(_guarded(_app(typer, chosen), arguments))
+    words = [word for word in arguments if not word.startswith("-")]
+    sys.exit(_guarded(_app(typer, *(words + [""] * 2)[:2]), arguments))
 
 
-def _app(typer: Any, chosen: str | None) -> Any:
-    """All commands by name, the chosen one for real."""
+def _app(typer: Any, chosen: str, second: str) -> Any:
+    """All commands by name, the chosen one for real; of a group's, the one that the second word chooses."""
     app = typer.Typer(
         help="A DeepSeek-V3 model from nothing to talking: train it, look at the run, talk to it.",
         no_args_is_help=True,
@@ -73,17 +76,22 @@ def _app(typer: Any, chosen: str | None) -> Any:
     options.__annotations__["version"] = Annotated[bool, version]
     app.callback()(options)
     for name, summary in COMMANDS.items():
-        app.command(name, help=None if name == chosen else summary)(_command(name, chosen))
-    for name, summary in GROUPS.items():
-        group = import_module(f"fathom.cli.{name}").app if name == chosen else typer.Typer()
-        app.add_typer(group, name=name, help=summary)
+        _add(app, name, summary, f"fathom.cli.{name}" if name == chosen else None)
+    for group, (summary, commands) in GROUPS.items():
+        below = typer.Typer(help=summary, no_args_is_help=True)
+        for name, line in commands.items():
+            wanted = (group, name) == (chosen, second)
+            _add(below, name, line, f"fathom.cli.{group}_{name}" if wanted else None)
+        app.add_typer(below, name=group)
     return app
 
 
-def _command(name: str, chosen: str | None) -> Callable[..., Any]:
-    if name == chosen:
-        return getattr(import_module(f"fathom.cli.{name}"), name)
-    return lambda: None  # only listed
+def _add(app: Any, name: str, summary: str, module: str | None) -> None:
+    """A command from its module, or without one only its name for the list."""
+    function: Callable[..., Any] = lambda: None  # noqa: E731
+    if module:
+        function = getattr(import_module(module), name)
+    app.command(name, help=None if module else summary)(function)
 
 
 def _guarded(app: Any, arguments: list[str]) -> int:

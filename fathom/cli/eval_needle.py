@@ -21,17 +21,10 @@ from fathom.evaluation.haystack import Form, Pairs, PassKey
 from fathom.evaluation.needle import Grid, even_depths, needle_grid
 from fathom.runs.folder import RunFolder
 
-app = typer.Typer(no_args_is_help=True, help="Measure a model.")
 SHADES = ((0.9, "black on green"), (0.5, "black on yellow"), (0.0, "white on red"))
 """From which share on a cell of the terminal's heat map has which style."""
 
 
-@app.callback()
-def measure() -> None:
-    """Measure a model."""
-
-
-@app.command()
 def needle(
     run_or_dir: RunOrDir,
     lengths: Annotated[
