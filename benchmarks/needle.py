@@ -25,7 +25,7 @@ from harness import describe, environment, table, write_json
 
 from fathom.evaluation.heat_map import draw
 from fathom.evaluation.needle import Grid
-from fathom.runs.recipe import Recipe, load_recipe
+from fathom.runs.recipe import Recipe, Stage, load_recipe
 
 VARIANTS = {"yarn": "YaRN from the extension on", "plain": "plain RoPE throughout (control)"}
 COLUMNS = ("variant", "seed", "before", "switched", "after", "after, all", "minutes")
@@ -98,19 +98,26 @@ def shown(figures: list[Any]) -> list[str]:
 
 def picture(recipe: Recipe, found: dict[str, list[dict[Any, Grid]]], path: Path) -> None:
     """Stages downwards, the control beside YaRN; each panel the mean over the seeds."""
-    panels = []
-    for index, stage in enumerate(recipe.stages):
-        for variant in reversed(found):
-            of_runs = [run[(stage.name, "after")] for run in found[variant]]
-            grid = mean_grid(of_runs)
-            settings = "plain RoPE" if variant == "plain" or not index else "YaRN"
-            share = f"{100 * grid.share(beyond=recipe.stages[0].seq_len):.0f} %"
-            panels.append((f"after {stage.seq_len:,} tokens, {settings}: {share} beyond", grid))
+    first, second = recipe.stages[0], recipe.stages[1]
+    panels = [panel(recipe, next(iter(found.values())), first, "after", "plain RoPE")]
     if "yarn" in found:
-        second = recipe.stages[1].name
-        grid = mean_grid(run[(second, "before")] for run in found["yarn"])
-        panels[1 if len(found) == 2 else 0] = ("the same, YaRN switched on, untrained", grid)
-    draw(panels, path, columns=len(found))
+        panels.append(panel(recipe, found["yarn"], second, "before", "YaRN switched on, untrained"))
+    for stage in recipe.stages[1:]:
+        for variant in sorted(found):
+            settings = "YaRN" if variant == "yarn" else "plain RoPE"
+            panels.append(panel(recipe, found[variant], stage, "after", settings))
+    draw(panels, path)
+
+
+def panel(
+    recipe: Recipe, runs: list[dict[Any, Grid]], stage: Stage, when: str, settings: str
+) -> tuple[str, Grid]:
+    """The mean over the runs at one moment, and what stands above it."""
+    grid = mean_grid(run[(stage.name, when)] for run in runs)
+    short = recipe.stages[0].seq_len
+    trained = stage.seq_len if when == "after" else short
+    share = f"{100 * grid.share(beyond=short):.0f} %"
+    return f"trained to {trained:,}, {settings}: {share} beyond {short}", grid
 
 
 def main() -> None:

@@ -4,9 +4,10 @@ A key is a Korean consonant, a value a vowel, and the syllable of both says whic
 the value ㅗ. A document has a circle of keys, two of them or up to nineteen, and one value for each. It is words of
 filler and, among them, keys of the circle in any order: the syllable alone the first time, and after that the
 question, which is the consonant, with the syllable as its answer, `ㄱ고`. Whoever is to answer has to find the last
-syllable with that consonant, and the others of the circle are what it can be mistaken for. How many keys there are and
-how much filler is drawn for each document, so that the place to be found may be a few characters back or thousands:
-crowded documents teach the trick within any window, sparse ones need all the context there is.
+syllable with that consonant, and the others of the circle are what it can be mistaken for. How many keys there are,
+how often each comes up and how much filler is drawn for each document, so that the place to be found may be a few
+characters back or thousands: crowded documents and frequent keys teach the trick within any window; a rare key among
+frequent ones is what a needle is, and needs all the context there is.
 
 A character tokenizer makes every consonant, syllable and letter one token. That a syllable is one token is what lets a
 small model learn this within minutes: the question needs to be compared with single tokens only. With key and value
@@ -21,6 +22,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterator
+from itertools import accumulate
 from random import Random
 
 from fathom.errors import DataError
@@ -36,10 +38,12 @@ WORDS = tuple(
     mud nut oak pea ram sea tin urn van wax yew zoo
     """.split()  # noqa: SIM905 (a list would take forty lines)
 )
-SPARSE, CROWDED = (0.02, 0.3), (0.3, 0.9)
-"""Bounds of the share of keys among the items of one half of the documents and of the other."""
+SPARSE, CROWDED = (0.02, 0.3), (0.4, 0.95)
+"""Bounds of the share of keys among the items of a fifth of the documents and of the others."""
 SMALLEST = 2
 """Keys in the smallest circle; the largest has all."""
+RAREST = 300
+"""How much more often the most frequent key of a circle may come up than the rarest."""
 SHORTEST, LONGEST = 4096, 8192
 """Characters in a document, drawn evenly between the two."""
 _NAMED = re.compile(rf"{NAME}:(\d+)([kM]?)(?::(\d+))?")
@@ -56,8 +60,14 @@ def syllable(key: str, value: int) -> str:
     return chr(_SYLLABLES + (KEYS.index(key) * VALUES + value) * _ENDINGS)
 
 
+def alphabet() -> str:
+    """All characters there are; a tokenizer made from the text knows them then, however short the text."""
+    syllables = (syllable(key, value) for key in KEYS for value in range(VALUES))
+    return "".join((*syllables, *KEYS, *sorted(set("".join(WORDS))), " "))
+
+
 def documents(source: str) -> Iterator[str]:
-    """Documents of "needles:SIZE" or "needles:SIZE:SEED", the same for the same name.
+    """Documents of "needles:SIZE" or "needles:SIZE:SEED", the same for the same name, the alphabet first.
 
     SIZE is a number of characters, k and M after it mean thousands and millions; the last document may go beyond it.
     Raises `DataError` for any other name.
@@ -70,6 +80,7 @@ def documents(source: str) -> Iterator[str]:
 
 
 def _documents(left: int, draw: Random) -> Iterator[str]:
+    yield alphabet()
     while left > 0:
         text = document(draw, draw.randint(SHORTEST, LONGEST))
         left -= len(text)
@@ -91,13 +102,14 @@ def items(draw: Random, without: str = "") -> Iterator[str]:
     """Words and keys of one document that never ends, and in which the key `without` does not occur."""
     keys = [key for key in KEYS if key != without]
     circle = draw.sample(keys, round(_between(draw, SMALLEST, len(keys))))
-    share = draw.uniform(*CROWDED) if draw.random() < 0.5 else _between(draw, *SPARSE)
+    sooner = list(accumulate(_between(draw, 1, RAREST) for _ in circle))
+    share = draw.uniform(*CROWDED) if draw.random() < 0.8 else _between(draw, *SPARSE)
     said: dict[str, str] = {}
     while True:
         if draw.random() >= share:
             yield f"{draw.choice(WORDS)} "
             continue
-        key = draw.choice(circle)
+        (key,) = draw.choices(circle, cum_weights=sooner)
         if key in said:
             yield key + said[key]
         else:

@@ -14,13 +14,13 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 from random import Random
-from typing import Protocol
+from typing import Any, Protocol
 
 from fathom.data import needles
-from fathom.data.loader import TokenArray
 from fathom.data.tokenizer import Tokenizer
 from fathom.errors import DataError, FathomError
 
+_AT_ONCE = 4096
 _WORD = re.compile(r"\w+")
 
 
@@ -90,15 +90,21 @@ def _filler(pieces: Iterator[Sequence[int]], room: int) -> tuple[list[int], list
     return ids[size - room :], [0, *(end for end in ends if end > 0)]
 
 
+class Text(Protocol):
+    """Token ids one after the other: a list, an array, the tokens of prepared data."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, key: slice, /) -> Any: ...
+
+
 class Pairs:
     """Keys and values as the source "needles" has them: the haystack is one of its documents, with other keys in it."""
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         """Raises `DataError` when the tokenizer lacks one of the characters."""
         self.tokenizer = tokenizer
-        letters = "".join((*needles.KEYS, *needles.WORDS, " "))
-        syllables = (needles.syllable(k, v) for k in needles.KEYS for v in range(needles.VALUES))
-        tokenizer.encode(letters + "".join(syllables))
+        tokenizer.encode(needles.alphabet())
 
     def puzzle(self, draw: Random) -> Puzzle:
         key = draw.choice(needles.KEYS)
@@ -114,7 +120,7 @@ class PassKey:
     STATEMENT = "\nThe pass key is {}. Remember it: {} is the pass key.\n"
     QUESTION = "\nWhat is the pass key? The pass key is"
 
-    def __init__(self, tokenizer: Tokenizer, text: Sequence[int] | TokenArray) -> None:
+    def __init__(self, tokenizer: Tokenizer, text: Text) -> None:
         """`text`: ids of the filler, a ring that is read from a place drawn anew each time.
 
         Raises `DataError` when there is none.
@@ -138,13 +144,18 @@ class PassKey:
     def _words(self, place: int) -> Iterator[list[int]]:
         """The filler from a place on, cut before every token that begins with white space."""
         word: list[int] = []
-        while True:
-            token = int(self.text[place % len(self.text)])
+        for token in self._ring(place):
             if word and self._begins_word(token):
                 yield word
                 word = []
             word.append(token)
-            place += 1
+
+    def _ring(self, place: int) -> Iterator[int]:
+        while True:
+            yield from map(int, self.text[place : place + _AT_ONCE])
+            place += _AT_ONCE
+            if place >= len(self.text):
+                place = 0
 
     def _begins_word(self, token: int) -> bool:
         if token not in self._begins:

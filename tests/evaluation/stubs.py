@@ -14,13 +14,12 @@ from fathom.model import ModelConfig
 SYLLABLES = [
     needles.syllable(key, value) for key in needles.KEYS for value in range(needles.VALUES)
 ]
-ALPHABET = "".join((*needles.KEYS, *SYLLABLES, "abcdefghijklmnopqrstuvwxyz "))
 SHAPE = {"num_hidden_layers": 1, "kv_lora_rank": 2, "qk_rope_head_dim": 2}
 
 
 def characters() -> Tokenizer:
     """A character tokenizer that knows the whole source."""
-    return Tokenizer.train([ALPHABET], None, "char")
+    return Tokenizer.train([needles.alphabet()], None, "char")
 
 
 class Reader(nn.Module):

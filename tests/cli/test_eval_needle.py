@@ -23,12 +23,12 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
         **MONITOR,
         **NEEDLES,
         "needle_format": "pairs",
-        "sample_prompt": "=",
+        "sample_prompt": "the",
         "sample_every": 9,
     }
     pairs = tiny_recipe(
-        model={**MODEL, "vocab_size": 320},
-        data={"sources": ["needles:150k"], "tokenizer": "char", "held_out": 0.2},
+        model={**MODEL, "vocab_size": 448},
+        data={"sources": ["needles:50k"], "tokenizer": "char", "held_out": 0.2},
         stages=stages,
         monitor=monitor,
     )
