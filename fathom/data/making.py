@@ -30,6 +30,8 @@ from fathom.data.reading import Corpus, ReadJob, read_unit
 from fathom.data.sources import Document
 from fathom.data.split import DOCUMENTS, TAIL, Split, lopsided
 from fathom.data.tokenizer import Tokenizer
+from fathom.data.tokenizer_training import READ_AT_MOST, part_of
+from fathom.data.vocabulary import empty_by_layout
 from fathom.data.work import WorkFolder, finishing
 from fathom.data.workers import Progress, Say, Workers
 from fathom.errors import DataError
@@ -136,11 +138,16 @@ class Making:
         if kind not in TRAINED:
             return loaded_tokenizer(kind, size)
         self.say(f"training a {kind} tokenizer")
-        tokenizer = Tokenizer.train(self._training_texts(kind == "char"), size, kind)
-        if tokenizer.placeholders:
+        texts, read = self._training_texts(kind == "char"), None
+        if kind == "bpe":
+            found = int(self.corpus.index["bytes"][self.kept].sum())
+            texts, read = part_of(texts, found, READ_AT_MOST, self.say), min(found, READ_AT_MOST)
+        tokenizer = Tokenizer.train(texts, size, kind, self.say, read)
+        unused = tokenizer.placeholders - empty_by_layout(tokenizer.vocab_size, kind)
+        if unused > 0:
             self.say(
-                f"the corpus gives {tokenizer.vocab_size - tokenizer.placeholders:,} of the {size:,} tokens asked "
-                f"for; the rest stays unused (more text or a smaller vocab_size avoids that)"
+                f"the corpus gives {tokenizer.vocab_size - unused:,} of the {size:,} tokens asked for; the rest stays "
+                f"unused (more text or a smaller vocab_size avoids that)"
             )
         return tokenizer
 

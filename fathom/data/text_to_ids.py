@@ -15,7 +15,6 @@ from fathom.data.boundary import MergedTokens
 from fathom.data.fim import FimTokens, Parts, cut
 from fathom.data.split import Piece
 from fathom.data.tokenizer import Tokenizer
-from fathom.data.vocabulary import stretches
 
 STRETCH = 1_000_000  # characters; an encoding takes some 100 bytes per token while it is made
 
@@ -46,7 +45,7 @@ class Encoder:
         return None if piece.held_out else cut(piece.text, self.fim_rate, piece.order)
 
     def _encoded(self, texts: Iterable[str]) -> Iterator[np.ndarray]:
-        parts = [list(stretches(text, STRETCH)) for text in texts]
+        parts = [list(self.tokenizer.stretches(text, STRETCH)) for text in texts]
         ids = iter(self.tokenizer.encode_batch([part for text in parts for part in text]))
         return (np.concatenate([np.array(next(ids), self.dtype) for _ in text]) for text in parts)
 

@@ -69,6 +69,13 @@ _READ_AT_ONCE = 100_000
 """Characters that the trainer gets as one text: it holds 256 texts at a time."""
 
 
+def empty_by_layout(vocab_size: int, kind: str = "bpe") -> int:
+    """Place holders that a vocabulary has however much text it is learned from: the released layout's."""
+    if kind != "bpe" or vocab_size < RELEASED_SIZE:
+        return 0
+    return RELEASED_CONTROL - RELEASED_MERGED + vocab_size - RELEASED_SIZE
+
+
 def pieces(text: str) -> list[str]:
     """The pieces that pre-tokenisation cuts `text` into; together they are the text."""
     splitter = pre_tokenizers.Sequence(_splits())

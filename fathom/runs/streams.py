@@ -20,50 +20,54 @@ ALL = "all"
 
 
 def stage_loader(recipe: Recipe, index: int, data: TokenData) -> Loader:
-    """The loader of stage `index`. Raises `RecipeError` for weights of a source that there is not."""
-    stage, seed = recipe.stages[index], recipe.seed + _origin(recipe, index)
-    weights = _weights(recipe, index)
-    _check_names(weights, data.names, stage.name)
-    rings = {}
-    for number, name in enumerate(sorted(weights) or [ALL]):
-        source = None if name == ALL else name
-        tokens = data.tokens("train", source)
-        documents = tokens.documents if recipe.data.isolate else None
-        rings[name] = Ring(tokens, stage.seq_len, seed, number, documents)
-    mixture = Mixture(weights, recipe.seed + index) if weights else None
-    return Loader(rings, mixture, _begun(recipe, index))
+    """The loader of stage `index`.
+
+    Sources have the stage's weights, else the recipe's, else those that the text was prepared with. Raises
+    `RecipeError` for weights of a source that there is not.
+    """
+    return _Streams(recipe, data).loader(index)
 
 
-def _weights(recipe: Recipe, index: int) -> dict[str, float]:
-    """Weights of a stage, without the sources that it leaves out."""
-    return {name: w for name, w in recipe.weights(recipe.stages[index]).items() if w > 0}
+class _Streams:
+    """The streams of a run."""
 
+    def __init__(self, recipe: Recipe, data: TokenData) -> None:
+        self.recipe, self.data = recipe, data
 
-def _stream(recipe: Recipe, index: int) -> tuple[int, frozenset[str]]:
-    """What tells the streams of a run apart."""
-    return recipe.stages[index].seq_len, frozenset(_weights(recipe, index))
+    def loader(self, index: int) -> Loader:
+        stage, weights = self.recipe.stages[index], self._weights(index)
+        _check_names(weights, self.data.names, stage.name)
+        origin, *_ = self._same_stream(index)
+        rings = {}
+        for number, name in enumerate(sorted(weights) or [ALL]):
+            tokens = self.data.tokens("train", None if name == ALL else name)
+            documents = tokens.documents if self.recipe.data.isolate else None
+            seed = self.recipe.seed + origin
+            rings[name] = Ring(tokens, stage.seq_len, seed, number, documents)
+        mixture = Mixture(weights, self.recipe.seed + index) if weights else None
+        return Loader(rings, mixture, self._begun(index))
 
+    def _weights(self, index: int) -> dict[str, float]:
+        """Weights of a stage, without the sources that it leaves out."""
+        asked = self.recipe.weights(self.recipe.stages[index]) or self.data.manifest["weights"]
+        return {name: weight for name, weight in asked.items() if weight > 0}
 
-def _same_stream(recipe: Recipe, index: int) -> list[int]:
-    """Stages up to `index` that read its stream."""
-    return [i for i in range(index + 1) if _stream(recipe, i) == _stream(recipe, index)]
+    def _same_stream(self, index: int) -> list[int]:
+        """Stages up to `index` that read its stream: windows as long from the same sources."""
+        marks = [(self.recipe.stages[i].seq_len, {*self._weights(i)}) for i in range(index + 1)]
+        return [i for i, mark in enumerate(marks) if mark == marks[index]]
 
-
-def _origin(recipe: Recipe, index: int) -> int:
-    return _same_stream(recipe, index)[0]
-
-
-def _begun(recipe: Recipe, index: int) -> dict[str, int]:
-    """Sequences of each ring that earlier stages of the stream have read."""
-    begun: Counter[str] = Counter()
-    for earlier in _same_stream(recipe, index)[:-1]:
-        span, weights = recipe.spans[earlier], _weights(recipe, earlier)
-        sequences = span.sequences_before(span.last_step + 1)
-        if weights:
-            begun.update(Mixture(weights, recipe.seed + earlier).before(sequences))
-        else:
-            begun[ALL] += sequences
-    return dict(begun)
+    def _begun(self, index: int) -> dict[str, int]:
+        """Sequences of each ring that earlier stages of the stream have read."""
+        begun: Counter[str] = Counter()
+        for earlier in self._same_stream(index)[:-1]:
+            span, weights = self.recipe.spans[earlier], self._weights(earlier)
+            sequences = span.sequences_before(span.last_step + 1)
+            if weights:
+                begun.update(Mixture(weights, self.recipe.seed + earlier).before(sequences))
+            else:
+                begun[ALL] += sequences
+        return dict(begun)
 
 
 def _check_names(weights: Mapping[str, float], known: tuple[str, ...], stage: str) -> None:

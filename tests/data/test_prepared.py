@@ -123,10 +123,3 @@ def test_weights_are_checked_and_can_be_changed_without_making_anew(tmp_path: Pa
     said: list[str] = []
     again = prepare(out, [source], "bpe", 300, weights={"a": 2.0}, say=said.append)
     assert again.manifest["weights"] == {"a": 2.0} and not said
-
-
-def test_rates_that_cannot_be_kept_are_refused(tmp_path: Path) -> None:
-    (tmp_path / "a.txt").write_text("some other text " * 40)
-    for name in ("fim_rate", "split_rate"):
-        with pytest.raises(DataError, match=rf"{name}=0.1 is not possible"):
-            prepare(tmp_path / "out", [str(tmp_path / "a.txt")], "bpe", 300, **{name: 0.1})

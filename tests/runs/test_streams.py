@@ -29,11 +29,12 @@ def tokens(base: int, count: int) -> Tokens:
 SOURCES = {"en": tokens(0, 5000), "zh": tokens(10_000, 3000), "code": tokens(20_000, 2000)}
 
 
-def data() -> Any:
+def data(weights: dict[str, float] | None = None) -> Any:
     everything = np.concatenate(list(SOURCES.values())).view(Tokens)
     everything.documents = np.arange(0, len(everything) + 1, 10)
     return SimpleNamespace(
         names=tuple(SOURCES),
+        manifest={"weights": weights or {}},
         tokens=lambda side, source=None: everything if source is None else SOURCES[source],
     )
 
@@ -86,6 +87,14 @@ def test_a_source_of_no_weight_is_left_out() -> None:
 def test_without_weights_sources_are_as_large_as_they_are() -> None:
     found = starts(recipe({"steps": 60}), 0)
     assert sum(start < 5000 for start in found) / len(found) == pytest.approx(0.5, abs=0.1)
+
+
+def test_what_the_text_was_prepared_with_counts_where_the_recipe_says_nothing() -> None:
+    noted = data({"code": 1.0})
+    batch = stage_loader(recipe({"steps": 3}), 0, noted).batch(0, 20)
+    assert batch.sources == {"code": 20}
+    asked = recipe({"steps": 3}, data={"weights": {"en": 1.0}})
+    assert stage_loader(asked, 0, noted).batch(0, 20).sources == {"en": 20}
 
 
 def test_documents_are_told_apart_on_request() -> None:
