@@ -1,13 +1,14 @@
 """Does de-duplication find what was planted, and is every broken line accounted for?
 
-    python benchmarks/data_quality.py FOLDER [--documents N] [--libraries]
+    python benchmarks/data_quality.py FOLDER [--documents N] [--libraries | --shingles]
 
 FOLDER holds .jsonl or .jsonl.gz of real text with the fields "text" and, for Chinese, names that begin with zh_; for
 code, code_. From it come N documents each of English, Chinese and code that are all different (no two reach an
 edit similarity of 0.6, every pair compared). Copies are planted beside them: equal ones, and ones with 5 % or 10 % of
 their words or of their characters replaced, deleted or doubled at random. Beside those stand documents that share
 their first half with another (they must be kept) and lines that are broken in six ways. Then `prepare` runs, and its
-rejects.jsonl is compared with the truth. `--libraries` compares the MinHash libraries that were at choice.
+rejects.jsonl is compared with the truth. `--libraries` compares the MinHash libraries that were at choice, `--shingles`
+the lengths of n-grams: what unrelated texts have in common, and what edits leave.
 """
 
 from __future__ import annotations
@@ -61,6 +62,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--documents", type=int, default=360, help="originals of each language")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--libraries", action="store_true")
+    parser.add_argument("--shingles", action="store_true")
     options = parser.parse_args(arguments)
     print(describe(environment()))
     print("command: python benchmarks/data_quality.py", *(arguments or sys.argv[1:]), end="\n\n")
@@ -71,6 +73,9 @@ def main(arguments: list[str] | None = None) -> None:
     }
     if options.libraries:
         compare_libraries(originals)
+        return
+    if options.shingles:
+        compare_shingles(originals)
         return
     corpus = plant(originals, draw)
     with tempfile.TemporaryDirectory() as folder:
@@ -250,6 +255,35 @@ def compare_libraries(originals: dict[str, list[str]]) -> None:
         lines.append([name, *(f"{figure:.4g}" for figure in figures)])
     headers = ["library", "seconds", "MB/s", "mean error", "standard error", "of an ideal one"]
     print(table(headers, lines))
+
+
+def compare_shingles(originals: dict[str, list[str]], count: int = 60) -> None:
+    """Jaccard similarities of unrelated texts and of copies, by language and length of the n-grams."""
+    lines = []
+    for language, texts in originals.items():
+        draw = random.Random(2)
+        chosen = texts[:count]
+        copies = [edited(text, "characters 10 %", draw) for text in chosen]
+        for n in (3, 4, 5, 8, 10):
+            sets, copied = ([_grams(text, n) for text in some] for some in (chosen, copies))
+            unrelated = np.array([_jaccard(a, b) for i, a in enumerate(sets) for b in sets[:i]])
+            kept = np.array([_jaccard(a, b) for a, b in zip(sets, copied, strict=True)])
+            figures = (unrelated.mean(), (unrelated**2).mean(), *np.quantile(kept, (0.05, 0.5)))
+            lines.append([language, str(n), *(f"{figure:.2g}" for figure in figures)])
+    headers = [
+        "",
+        "n",
+        "unrelated: mean J",
+        "mean J²",
+        "10 % of characters edited: 5 % have less than",
+        "median",
+    ]
+    print(table(headers, lines))
+
+
+def _grams(text: str, n: int) -> np.ndarray:
+    shown = comparable(text)
+    return np.unique([hash(shown[i : i + n]) for i in range(max(1, len(shown) - n + 1))])
 
 
 def _jaccard(one: np.ndarray, other: np.ndarray) -> float:
