@@ -3,6 +3,7 @@
 The unit that is timed is all that happens between two optimiser steps, the second included. With the average it
 begins with an update, which its thread computes beside the forward and backward pass, and waits for it before the
 weights change. The update by itself, waited for at once, is timed too: what it would cost if nothing ran beside it.
+Wall time is what a user waits; CPU time, of all threads of the process, is what is left to compare on a busy machine.
 `python benchmarks/ema_cost.py --help`.
 """
 
@@ -11,6 +12,8 @@ from __future__ import annotations
 import argparse
 import statistics
 import time
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -21,6 +24,10 @@ from fathom.runs.recipe import load_recipe
 from fathom.train.ema import Ema, EmaConfig
 from fathom.train.loop import Trainer, accumulate_gradients, learn
 from fathom.train.memory import keep_freed_memory
+
+CLOCKS = ("wall", "CPU")
+HEADERS = ("threads", "clock", "step without, ms", "with, ms", "difference, ms", "share")
+HEADERS += ("update alone, ms", "share")
 
 
 class Step:
@@ -36,9 +43,8 @@ class Step:
         self.tokens = torch.randint(recipe.model.vocab_size, shape)
         self.averaged_bytes = sum(t.nbytes for t in self.ema.tensors().values())
 
-    def seconds(self, with_average: bool) -> float:
-        """Of one unit; an update belongs to the unit beside whose passes it runs."""
-        started = time.perf_counter()
+    def unit(self, with_average: bool) -> None:
+        """One step; an update belongs to the step beside whose passes it runs."""
         if with_average:
             self.ema.update(1)
         rows = self.stage.micro_batch or self.stage.batch
@@ -46,43 +52,55 @@ class Step:
         if with_average:
             self.ema.wait()
         learn(self.trainer, self.moment)
-        return time.perf_counter() - started
 
-    def update_alone(self) -> float:
-        started = time.perf_counter()
+    def update_alone(self) -> None:
         self.ema.update(1)
         self.ema.wait()
-        return time.perf_counter() - started
 
 
-def measure(recipe: str, rounds: int, threads: int) -> dict[str, list[float]]:
-    """Seconds by kind, in the order of the rounds; every other round begins with the other kind."""
+Times = dict[str, list[tuple[float, float]]]
+"""(wall, CPU) seconds by kind of unit, in the order of the rounds."""
+
+
+def timed(unit: Callable[[], None]) -> tuple[float, float]:
+    wall, cpu = time.perf_counter(), time.process_time()
+    unit()
+    return time.perf_counter() - wall, time.process_time() - cpu
+
+
+def measure(recipe: str, rounds: int, threads: int) -> Times:
+    """Every other round begins with the other kind."""
     torch.set_num_threads(threads)
     keep_freed_memory()
     step = Step(recipe)
-    for with_average in (False, True, False, True):
-        step.seconds(with_average)
-    times: dict[str, list[float]] = {"without": [], "with": [], "alone": []}
+    for with_average in (False, True):
+        step.unit(with_average)
+    times: Times = {"without": [], "with": [], "alone": []}
     for number in range(rounds):
         for with_average in (number % 2 == 0, number % 2 == 1):
-            times["with" if with_average else "without"].append(step.seconds(with_average))
-        times["alone"].append(step.update_alone())
+            took = timed(partial(step.unit, with_average))
+            times["with" if with_average else "without"].append(took)
+        times["alone"].append(timed(step.update_alone))
     print(f"{threads} thread(s): the average holds {step.averaged_bytes / 2**20:.1f} MiB")
     return times
 
 
-def row(threads: int, times: dict[str, list[float]]) -> list[str]:
+def row(threads: int, clock: str, times: Times) -> list[str]:
     """Medians with quartiles in ms; the difference is the median over rounds of with minus without."""
+    which = CLOCKS.index(clock)
+    without, along, alone = (
+        [pair[which] for pair in times[k]] for k in ("without", "with", "alone")
+    )
 
     def text(seconds: list[float]) -> str:
         low, middle, high = statistics.quantiles(seconds, n=4)
         return f"{1e3 * middle:.1f} ({1e3 * low:.1f}–{1e3 * high:.1f})"
 
-    pairs = zip(times["with"], times["without"], strict=True)
-    more = [a - b for a, b in pairs]
-    share = statistics.median(more) / statistics.median(times["without"])
-    columns = [text(times["without"]), text(times["with"]), text(more)]
-    return [str(threads), *columns, f"{100 * share:.1f} %", text(times["alone"])]
+    more = [a - b for a, b in zip(along, without, strict=True)]
+    share = statistics.median(more) / statistics.median(without)
+    alone_share = statistics.median(alone) / statistics.median(without)
+    columns = [*map(text, (without, along, more)), f"{100 * share:.1f} %"]
+    return [str(threads), clock, *columns, text(alone), f"{100 * alone_share:.2f} %"]
 
 
 def main() -> None:
@@ -95,15 +113,8 @@ def main() -> None:
     facts = environment()
     print(describe(facts))
     times = {threads: measure(given.recipe, given.rounds, threads) for threads in given.threads}
-    headers = (
-        "threads",
-        "step without, ms",
-        "with, ms",
-        "difference, ms",
-        "share",
-        "update alone, ms",
-    )
-    print(table(headers, [row(threads, found) for threads, found in times.items()]))
+    rows = [row(threads, clock, found) for threads, found in times.items() for clock in CLOCKS]
+    print(table(HEADERS, rows))
     write_json(given.json, {"environment": facts, "recipe": given.recipe, "seconds": times})
 
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import math
 import statistics
+from itertools import chain
 from pathlib import Path
+from textwrap import fill
 from typing import Any
 
 from guard_faults import FAULT_STEP, NAMES, STEPS, Clean, Fault, Outcome, title_of
@@ -14,9 +16,16 @@ ROOM = 0.4
 """How far above the clean runs end losses are drawn in their places, in nats."""
 
 
-def smoothed(losses: list[float], over: int = 9) -> list[float]:
-    """Running median, which a single spike does not move; NaN once there is one."""
-    windows = [losses[max(0, i - over + 1) : i + 1] for i in range(len(losses))]
+def smoothed(outcome: Outcome, over: int = 9) -> list[float]:
+    """Running median of the training loss, poisoned batches left out; NaN once there is one."""
+    poisoned = outcome.fault.kind in ("one token", "random") and outcome.guard != "rollback"
+    kept = [
+        [] if poisoned and outcome.fault.at(step) else [loss]
+        for step, loss in enumerate(outcome.losses, start=1)
+    ]
+    windows = [
+        list(chain.from_iterable(kept[max(0, i - over + 1) : i + 1])) for i in range(len(kept))
+    ]
     return [statistics.median(w) if all(map(math.isfinite, w)) else math.nan for w in windows]
 
 
@@ -43,12 +52,12 @@ def draw(clean: Clean, faulty: list[Outcome], file: Path) -> None:
 
 def _draw_fault(axes: Any, clean: list[Outcome], own: list[Outcome], labelled: bool) -> None:
     first = FAULT_STEP - 40
-    curves = [smoothed(outcome.losses)[first:] for outcome in clean]
+    curves = [smoothed(outcome)[first:] for outcome in clean]
     steps = range(first + 1, STEPS + 1)
     low, high = (list(map(end, zip(*curves, strict=True))) for end in (min, max))
     axes.fill_between(steps, low, high, color="#cccccc", label=f"clean, {len(clean)} seeds")
     for outcome in own:
-        curve = smoothed(outcome.losses)[first:]
+        curve = smoothed(outcome)[first:]
         axes.plot(
             steps[: len(curve)],
             curve,
@@ -81,8 +90,7 @@ def _draw_ends(axes: Any, clean: Clean, faulty: list[Outcome], faults: list[Faul
         )
         if not there:
             axes.annotate(f"  {outcome.end:.2f}", (x, top), fontsize=8, va="center")
-    axes.set_xticks(
-        range(len(faults)), [title_of(f).replace(", ", ",\n") for f in faults], fontsize=8
-    )
+    labels = [fill(title_of(fault), 15) for fault in faults]
+    axes.set_xticks(range(len(faults)), labels, fontsize=8)
     axes.set_ylabel("held-out loss at the end")
     axes.set_title("end losses of the same runs; a triangle lies beyond the axis", fontsize=9)

@@ -82,7 +82,7 @@ class Ema:
     def _move(self, decay: float) -> None:
         weights = self._copies.finished() if self._copies else self.live
         for name, average in self._average.items():
-            average.lerp_(weights[name].float(), 1 - decay)
+            average.lerp_(weights[name].to("cpu", torch.float32), 1 - decay)
 
     def wait(self) -> None:
         """Return once no update is under way."""
