@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from rich.align import Align
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
@@ -23,6 +24,8 @@ from fathom.runs.folder import RunFolder
 
 SHADES = ((0.9, "black on green"), (0.5, "black on yellow"), (0.0, "white on red"))
 """From which share on a cell of the terminal's heat map has which style."""
+CELL = 8
+"""Its width in characters."""
 
 
 def needle(
@@ -138,16 +141,16 @@ def _table(grid: Grid) -> Table:
     table = Table(title="needles found, %", box=None, padding=(0, 0))
     table.add_column("depth ", justify="right")
     for length in grid.lengths:
-        table.add_column(f"{length:,}", justify="center", min_width=8)
+        table.add_column(f"{length:,}", justify="center", min_width=CELL)
     for number, depth in enumerate(grid.depths):
         row = [grid.found[column][number] for column in range(len(grid.lengths))]
         table.add_row(f"{depth:.0%} ", *map(_cell, row))
     return table
 
 
-def _cell(share: float) -> str:
+def _cell(share: float) -> Align:
     style = next(style for least, style in SHADES if share >= least)
-    return f"[{style}]{100 * share:^8.0f}[/]"
+    return Align(f"{100 * share:.0f}", "center", style=style, width=CELL)
 
 
 def _cells(grid: Grid) -> int:
