@@ -31,6 +31,7 @@ from harness import describe, environment, table, write_json
 from safetensors.torch import load_file
 
 import fathom
+from fathom.runs.folder import LOGS, SPIKES
 
 RECIPE = """
 name = "kill-and-resume"
@@ -82,7 +83,6 @@ lr_end = 3e-4
 decay_steps = {second}
 """
 COLUMNS = ("", "killed", "where", "lines then", "went on from", "outcome")
-LOGS = ("metrics.jsonl", "evals.jsonl", "samples.jsonl", "load.jsonl", "positions.jsonl")
 OF_THE_CLOCK = ("seconds", "tokens_per_second", "mfu")
 
 CHILD = """
@@ -192,7 +192,8 @@ def _checkpoints(out: Path) -> list[Path]:
 
 def outcome(out: Path) -> dict[str, Any]:
     """Everything that must not depend on interruptions."""
-    logs = {log: [_timeless(line) for line in (out / log).read_text().splitlines()] for log in LOGS}
+    written = [log for log in (*LOGS, SPIKES) if (out / log).exists()]
+    logs = {log: [_timeless(line) for line in (out / log).read_text().splitlines()] for log in written}
     model = {path.name: _hash(path.read_bytes()) for path in sorted((out / "model").iterdir())}
     return {**logs, "model": model, "last checkpoint": _tensors(_checkpoints(out)[-1])}
 
