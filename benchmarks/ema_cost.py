@@ -19,6 +19,7 @@ from pathlib import Path
 import torch
 from harness import describe, environment, table, write_json
 
+from fathom.data.loader import Batch
 from fathom.model import Transformer
 from fathom.runs.recipe import load_recipe
 from fathom.train.ema import Ema, EmaConfig
@@ -48,7 +49,7 @@ class Step:
         if with_average:
             self.ema.update(1)
         rows = self.stage.micro_batch or self.stage.batch
-        accumulate_gradients(self.trainer.model, self.tokens, rows, self.moment)
+        accumulate_gradients(self.trainer.model, Batch(self.tokens), rows, self.moment)
         if with_average:
             self.ema.wait()
         learn(self.trainer, self.moment)

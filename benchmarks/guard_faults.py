@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -13,7 +13,7 @@ from unittest import mock
 import torch
 from torch import Tensor
 
-from fathom.data.loader import Loader
+from fathom.data.loader import Batch, Loader
 from fathom.train import loop
 
 STEPS, FAULT_STEP, NEVER = 300, 240, 1e9
@@ -64,7 +64,7 @@ class Planted:
         self.fault, self.struck = fault, set[int]()
         self.gradients, self.batch = loop.accumulate_gradients, Loader.batch
 
-    def accumulate(self, model: Any, batch: Tensor, micro_batch: int, moment: Any) -> Any:
+    def accumulate(self, model: Any, batch: Batch, micro_batch: int, moment: Any) -> Any:
         found = self.gradients(model, batch, micro_batch, moment)
         if self.fault.at(moment.step) and moment.step not in self.struck:
             self.struck.add(moment.step)
@@ -82,23 +82,24 @@ class Planted:
                 noise = torch.randn(g.shape, generator=random)
                 g += self.fault.strength * norm / math.sqrt(count) * noise
 
-    def read(self, loader: Loader, first_sequence: int, count: int) -> Tensor:
+    def read(self, loader: Loader, first_sequence: int, count: int) -> Batch:
         """Sequences of the steps' first reading are poisoned, whenever they are read."""
         batch = self.batch(loader, first_sequence, count)
         if not self.fault.at(first_sequence // count + 1):
             return batch
         if self.fault.kind == "one token":
-            return torch.full_like(batch, 7)
+            return replace(batch, tokens=torch.full_like(batch.tokens, 7))
         if self.fault.kind == "random":
             random = torch.Generator().manual_seed(first_sequence)
-            return torch.randint(4, 1024, batch.shape, generator=random)
+            tokens = torch.randint(4, 1024, batch.tokens.shape, generator=random)
+            return replace(batch, tokens=tokens)
         return batch
 
     @contextmanager
     def here(self) -> Iterator[None]:
         planted = self
 
-        def read(loader: Loader, first_sequence: int, count: int) -> Tensor:
+        def read(loader: Loader, first_sequence: int, count: int) -> Batch:
             return planted.read(loader, first_sequence, count)
 
         with ExitStack() as stack:

@@ -193,7 +193,9 @@ def _checkpoints(out: Path) -> list[Path]:
 def outcome(out: Path) -> dict[str, Any]:
     """Everything that must not depend on interruptions."""
     written = [log for log in (*LOGS, SPIKES) if (out / log).exists()]
-    logs = {log: [_timeless(line) for line in (out / log).read_text().splitlines()] for log in written}
+    logs = {
+        log: [_timeless(line) for line in (out / log).read_text().splitlines()] for log in written
+    }
     model = {path.name: _hash(path.read_bytes()) for path in sorted((out / "model").iterdir())}
     return {**logs, "model": model, "last checkpoint": _tensors(_checkpoints(out)[-1])}
 
