@@ -7,17 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from fathom.cli import main
 from fathom.cli.main import GROUPS
+from tests.cli.calling import call
 from tests.runs.tiny import tiny_recipe
-
-
-def call(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, str]:
-    """Exit status, stdout and stderr of `fathom ARGUMENTS`."""
-    with pytest.raises(SystemExit) as left:
-        main(list(arguments))
-    out, err = capsys.readouterr()
-    return int(left.value.code or 0), out, err
 
 
 @pytest.fixture

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from fathom.cli.main import main
 from fathom.runs import execute
+from tests.cli.calling import call
 from tests.runs.tiny import MODEL, MONITOR, STAGE, tiny_recipe, write_corpus
 
 NEEDLES = {"needle_lengths": [40, 64], "needle_depths": 3, "needle_trials": 2}
@@ -40,12 +40,6 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def call(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, str, str]:
-    with pytest.raises(SystemExit) as left:
-        main(["eval", "needle", *map(str, arguments)])
-    return int(left.value.code or 0), *capsys.readouterr()
-
-
 def test_a_run_looks_for_needles_before_and_after_each_stage(runs: Path) -> None:
     lines = [
         json.loads(line) for line in (runs / "pairs" / "needle.jsonl").read_text().splitlines()
@@ -67,7 +61,7 @@ def test_the_command_finds_what_the_run_found(
 ) -> None:
     last = json.loads((runs / "pairs" / "needle.jsonl").read_text().splitlines()[-1])
     asked = ("--format", "pairs", "--lengths", "40,64", "--depths", "3", "--trials", "2", "--json")
-    status, out, err = call(capsys, runs / "pairs", *asked)
+    status, out, err = call(capsys, "eval", "needle", runs / "pairs", *asked)
     assert status == 0, err
     said = json.loads(out)
     assert {key: said[key] for key in ("lengths", "depths", "found", "trials")} == {
@@ -80,32 +74,14 @@ def test_a_heat_map_on_the_terminal_and_as_a_picture(
 ) -> None:
     picture = tmp_path / "map.svg"
     status, out, err = call(
-        capsys,
-        runs / "text",
-        "--depths",
-        "0,0.25",
-        "--lengths",
-        "64",
-        "--trials",
-        "1",
-        "--out",
-        picture,
-    )
-    assert (
-        status != 0 and "ask for at least" in err
-    )  # a needle of words and its question are longer
+        capsys, "eval", "needle", runs / "text", "--depths", "0,0.25", "--lengths", "64",
+        "--trials", "1", "--out", picture,
+    )  # fmt: skip
+    assert status == 2 and "ask for at least" in err, "needle and question alone are longer"
     status, out, err = call(
-        capsys,
-        runs / "pairs",
-        "--format",
-        "pairs",
-        "--depths",
-        "0,0.25",
-        "--trials",
-        "2",
-        "--out",
-        picture,
-    )
+        capsys, "eval", "needle", runs / "pairs", "--format", "pairs", "--depths", "0,0.25",
+        "--trials", "2", "--out", picture,
+    )  # fmt: skip
     assert status == 0, err
     assert "25%" in out and "64" in out
     assert out.rstrip().endswith("% of 4 needles")
@@ -127,6 +103,6 @@ def test_a_heat_map_on_the_terminal_and_as_a_picture(
 def test_what_cannot_be_done_is_one_line(
     runs: Path, capsys: pytest.CaptureFixture[str], arguments: tuple[str, ...], message: str
 ) -> None:
-    status, _, err = call(capsys, runs / arguments[0], *arguments[1:])
+    status, _, err = call(capsys, "eval", "needle", runs / arguments[0], *arguments[1:])
     assert status == 2
     assert message in err and err.count("\n") == 1, err

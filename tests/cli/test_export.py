@@ -9,9 +9,9 @@ import pytest
 import torch
 
 import fathom
-from fathom.cli import main
 from fathom.data import Tokenizer
 from fathom.runs.execute import run
+from tests.cli.calling import call
 
 CONFIG = fathom.ModelConfig(
     vocab_size=300,
@@ -34,10 +34,8 @@ CONFIG = fathom.ModelConfig(
 
 
 def export(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
-    with pytest.raises(SystemExit) as left:
-        main(["export", *arguments])
-    out, err = capsys.readouterr()
-    assert left.value.code == 0, err
+    status, out, err = call(capsys, "export", *arguments)
+    assert status == 0, err
     return out
 
 

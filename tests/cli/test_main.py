@@ -11,14 +11,7 @@ import pytest
 import fathom
 from fathom.cli import main
 from fathom.cli.main import COMMANDS
-
-
-def call(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, str]:
-    """Exit status, stdout and stderr of `fathom ARGUMENTS`."""
-    with pytest.raises(SystemExit) as left:
-        main(list(arguments))
-    out, err = capsys.readouterr()
-    return int(left.value.code or 0), out, err
+from tests.cli.calling import call
 
 
 def test_help_lists_every_command_and_imports_none() -> None:

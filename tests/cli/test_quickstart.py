@@ -8,14 +8,8 @@ from typing import Any
 
 import pytest
 
-from fathom.cli import main
 from fathom.cli.quickstart import FOLDER
-
-
-def call(capsys: pytest.CaptureFixture[str]) -> tuple[Any, str]:
-    with pytest.raises(SystemExit) as left:
-        main(["quickstart"])
-    return left.value.code, capsys.readouterr().out
+from tests.cli.calling import call
 
 
 def test_it_trains_nano_and_says_what_to_type_next(
@@ -35,7 +29,7 @@ def test_it_trains_nano_and_says_what_to_type_next(
 
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("fathom.runs.execute.run", instead)
-    status, said = call(capsys)
+    status, said, _ = call(capsys, "quickstart")
     assert status == 0 and asked == [("nano", FOLDER)]
     assert "    def f(x):\n        return x\n" in said
     assert "training loss" in said and "2.500" in said
@@ -51,5 +45,5 @@ def test_ctrl_c_is_130(
 
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("fathom.runs.execute.run", stopped)
-    status, said = call(capsys)
+    status, said, _ = call(capsys, "quickstart")
     assert status == 130 and "Next:" not in said

@@ -6,10 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from fathom.cli import dry_run, main
+from fathom.cli import dry_run
 from fathom.runs import execute
 from fathom.runs.recipe import load_recipe
 from fathom.runs.tables import to_toml
+from tests.cli.calling import call
 from tests.runs.tiny import tiny_dict, write_corpus
 
 
@@ -27,14 +28,6 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (tmp_path / "foreign" / "letter.txt").write_text("dear")
     (tmp_path / "short.txt").write_text("too short\n")
     return tmp_path
-
-
-def call(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, str]:
-    """Exit status, stdout and stderr of `fathom run ARGUMENTS`."""
-    with pytest.raises(SystemExit) as left:
-        main(["run", *arguments])
-    out, err = capsys.readouterr()
-    return int(left.value.code or 0), out, err
 
 
 @pytest.mark.parametrize(
@@ -73,7 +66,7 @@ def call(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str,
 def test_mistakes_get_one_line_and_status_2(
     arguments: list[str], said: str, place: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    status, _, err = call(capsys, *arguments)
+    status, _, err = call(capsys, "run", *arguments)
     assert status == 2
     assert err.startswith("error: ") and err.count("\n") == 1, err
     assert said in err
@@ -86,8 +79,8 @@ def test_after_a_mistake_the_right_command_works(
     monkeypatch.setattr(execute, "_report", lambda job: None)
     (place / 'it\'s "fine".txt').write_text((place / "text.txt").read_text())
     short = ["tiny.toml", "--set", "stages.pretrain.steps=3"]
-    assert call(capsys, *short, "--data", 'it\'s "fine"')[0] == 2
-    status, out, err = call(capsys, *short, "--data", 'it\'s "fine".txt')
+    assert call(capsys, "run", *short, "--data", 'it\'s "fine"')[0] == 2
+    status, out, err = call(capsys, "run", *short, "--data", 'it\'s "fine".txt')
     assert (status, err) == (0, "")
     assert "step 3/3  loss" in out and "fathom generate runs/tiny" in out
     assert (place / "runs" / "tiny" / "model" / "config.json").exists()
@@ -97,7 +90,9 @@ def test_dry_run_says_what_it_would_cost_and_writes_nothing(
     place: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     before = sorted(place.rglob("*"))
-    status, out, err = call(capsys, "tiny.toml", "--dry-run", "--set", "stages.pretrain.lr=0.5")
+    status, out, err = call(
+        capsys, "run", "tiny.toml", "--dry-run", "--set", "stages.pretrain.lr=0.5"
+    )
     assert (status, err) == (0, "")
     assert "lr = 0.5\n" in out and "weight_decay = 0.1\n" in out, "the resolved recipe"
     for what in ("parameters", "active per token", "work per token", "memory", "time"):
@@ -135,7 +130,7 @@ def test_the_table_of_the_reports_own_run(capsys: pytest.CaptureFixture[str]) ->
 def test_a_model_that_cannot_fit_is_refused_before_anything_is_made(
     place: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    status, _, err = call(capsys, "v3-671b", "--data", "text.txt", "--device", "cpu")
+    status, _, err = call(capsys, "run", "v3-671b", "--data", "text.txt", "--device", "cpu")
     assert status == 2 and err.count("\n") == 1
     assert "10,172 GiB" in err and "--dry-run" in err
     assert not (place / "runs").exists()

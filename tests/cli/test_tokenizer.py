@@ -6,16 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from fathom.cli import main
 from fathom.data import Tokenizer
-
-
-def call(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, str, str]:
-    """Exit status, stdout and stderr of `fathom tokenizer ARGUMENTS`."""
-    with pytest.raises(SystemExit) as left:
-        main(["tokenizer", *map(str, arguments)])
-    out, err = capsys.readouterr()
-    return int(left.value.code or 0), out, err
+from tests.cli.calling import call
 
 
 @pytest.fixture
@@ -27,7 +19,7 @@ def text(tmp_path: Path) -> Path:
 
 def test_learn_then_show(text: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "made"
-    status, said, err = call(capsys, text, "--out", out, "--vocab-size", 290)
+    status, said, err = call(capsys, "tokenizer", text, "--out", out, "--vocab-size", 290)
     assert (status, err) == (0, "")
     assert "1 documents, 0.0 MB" in said and "all read; merging" in said
     learned = Tokenizer.load(out)
@@ -35,7 +27,7 @@ def test_learn_then_show(text: Path, tmp_path: Path, capsys: pytest.CaptureFixtu
     files = {"tokenizer.json", "tokenizer_config.json", "chat_template.jinja"}
     assert {path.name for path in out.iterdir()} == files
 
-    status, said, err = call(capsys, out, "--show", "def greet(x):\n")
+    status, said, err = call(capsys, "tokenizer", out, "--show", "def greet(x):\n")
     assert (status, err) == (0, "")
     first, second, *_, last = said.splitlines()
     assert first == f"def  {learned.encode('def')[0]}"
@@ -62,7 +54,7 @@ def test_mistakes(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     places = {"TEXT": text, "OUT": tmp_path / "made"}
-    status, _, err = call(capsys, *(places.get(word, word) for word in arguments))
+    status, _, err = call(capsys, "tokenizer", *(places.get(word, word) for word in arguments))
     assert status == 2 and message in err and err.count("\n") == 1
     assert not (tmp_path / "made").exists()
 
@@ -71,6 +63,6 @@ def test_a_tokenizer_is_not_overwritten(
     text: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "tokenizer.json").write_text("precious")
-    status, _, err = call(capsys, text, "--out", tmp_path, "--vocab-size", 300)
+    status, _, err = call(capsys, "tokenizer", text, "--out", tmp_path, "--vocab-size", 300)
     assert status == 2 and "already holds a tokenizer" in err
     assert (tmp_path / "tokenizer.json").read_text() == "precious"

@@ -13,13 +13,13 @@ import pytest
 import torch
 
 import fathom
-from fathom.cli import main
 from fathom.data.loader import Batch, Loader
 from fathom.errors import FathomError
 from fathom.runs import execute
 from fathom.runs.recipe import Recipe, recipe_from_dict
 from fathom.runs.saving import newest_model
 from fathom.train import checkpoint, loop
+from tests.cli.calling import call
 from tests.runs.tiny import SECOND_STAGE, STAGE, logged, tiny_dict, weights, write_corpus
 
 BATCH, STEPS = 4, 16
@@ -222,18 +222,17 @@ def test_an_average_changes_nothing_of_the_run(
 def test_export_of_the_average(
     averaged_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    with pytest.raises(SystemExit) as left:
-        main(["export", str(averaged_run), str(tmp_path / "out"), "--ema"])
-    assert left.value.code == 0, capsys.readouterr().err
+    status, _, err = call(capsys, "export", averaged_run, tmp_path / "out", "--ema")
+    assert status == 0, err
     newest = checkpoint.checkpoints(averaged_run / "checkpoints")[-1]
     exported, last = fathom.load(tmp_path / "out").state_dict(), fathom.load(averaged_run / "model")
     held = {f"ema.{name}": torch.empty_like(t) for name, t in exported.items()}
     checkpoint.read_tensors(newest, held)
     assert all(torch.equal(exported[name], held[f"ema.{name}"]) for name in exported)
     assert not torch.equal(exported["model.norm.weight"], last.state_dict()["model.norm.weight"])
-    with pytest.raises(SystemExit):
-        main(["generate", str(averaged_run), "--prompt", "def ", "--ema", "--max-new-tokens", "3"])
-    assert capsys.readouterr().out.count("def ") >= 1
+    asked = ("--prompt", "def ", "--ema", "--max-new-tokens", 3)
+    status, out, err = call(capsys, "generate", averaged_run, *asked)
+    assert status == 0 and out.count("def ") >= 1, err
 
 
 @pytest.mark.parametrize("kind", ["no average", "no run folder"])
@@ -246,10 +245,8 @@ def test_an_average_that_is_not_there_is_refused(
         shutil.copytree(averaged_run, where)
         text = (where / "recipe.toml").read_text().replace("decay = 0.9\n", "decay = 0.0\n")
         (where / "recipe.toml").write_text(text)
-    with pytest.raises(SystemExit) as left:
-        main(["export", str(where), str(tmp_path / "out"), "--ema"])
-    assert left.value.code == 2
-    assert "leave --ema out" in capsys.readouterr().err
+    status, _, err = call(capsys, "export", where, tmp_path / "out", "--ema")
+    assert status == 2 and "leave --ema out" in err
 
 
 # --- TensorBoard -------------------------------------------------------------------------------------
