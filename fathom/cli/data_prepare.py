@@ -24,7 +24,7 @@ def prepare(
     sources: Annotated[
         list[str],
         typer.Argument(
-            metavar="SOURCE...",
+            metavar="SOURCE",
             help="PATH or NAME=PATH: a file or folder of .txt, .md, code, .jsonl (.gz, .zst), .parquet; "
             "hf:NAME[:CONFIG][:SPLIT]; stdlib.",
         ),

@@ -32,7 +32,7 @@ def needle(
     run_or_dir: RunOrDir,
     lengths: Annotated[
         str,
-        typer.Option(help="Lengths in tokens, with commas [default: up to the model's context]."),
+        typer.Option(help="Lengths in tokens, with commas (default: up to the model's context)."),
     ] = "",
     depths: Annotated[
         str, typer.Option(help="How many depths, or the depths themselves: 11 or 0,0.25,1.")
@@ -46,7 +46,7 @@ def needle(
     ] = "pass-key",
     filler: Annotated[
         Path | None,
-        typer.Option(help="Text to hide a pass key in [default: the run's held-out text]."),
+        typer.Option(help="Text to hide a pass key in (default: the run's held-out text)."),
     ] = None,
     out: Annotated[
         Path | None, typer.Option(help="Write a picture: FILE.png, .svg or .pdf.")

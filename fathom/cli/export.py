@@ -20,10 +20,14 @@ class Dtype(enum.StrEnum):
 
 
 def export(
-    run_or_dir: Annotated[Path, typer.Argument(help="Run folder or Hugging Face directory.")],
-    directory: Annotated[Path, typer.Argument(help="Where to write; made, or replaced.")],
+    run_or_dir: Annotated[
+        Path, typer.Argument(metavar="RUN_OR_DIR", help="Run folder or exported directory.")
+    ],
+    directory: Annotated[
+        Path, typer.Argument(metavar="DIR", help="Where to write; made, or replaced.")
+    ],
     dtype: Annotated[
-        Dtype | None, typer.Option(help="Of the weights [default: as they are].")
+        Dtype | None, typer.Option(help="Of the weights (default: as they are).")
     ] = None,
     ema: Ema = False,
 ) -> None:

@@ -22,7 +22,7 @@ def generate(
     max_new_tokens: Annotated[
         int | None,
         typer.Option(
-            help=f"Tokens to add [default: {DEFAULT_NEW_TOKENS}, or what the context has room for]."
+            help=f"Tokens to add (default: {DEFAULT_NEW_TOKENS}, or what the context has room for)."
         ),
     ] = None,
     temperature: Temperature = 0.8,

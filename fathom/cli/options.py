@@ -11,7 +11,9 @@ import typer
 from fathom.errors import FathomError
 from fathom.inference import Sampling
 
-RunOrDir = Annotated[str, typer.Argument(help="Run folder or exported directory.")]
+RunOrDir = Annotated[
+    str, typer.Argument(metavar="RUN_OR_DIR", help="Run folder or exported directory.")
+]
 Temperature = Annotated[float, typer.Option(help="0 takes the likeliest token always.")]
 TopP = Annotated[float, typer.Option(help="Draw among the likeliest that make up this share.")]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps.")]
@@ -23,7 +25,7 @@ Compiled = Annotated[
 ]
 
 Ema = Annotated[
-    bool, typer.Option("--ema", help="The average of the weights that the run keeps ([ema] decay).")
+    bool, typer.Option("--ema", help="The average of the weights that the run keeps (ema.decay).")
 ]
 
 

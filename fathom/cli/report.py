@@ -9,7 +9,7 @@ import typer
 
 
 def report(
-    run: Annotated[Path, typer.Argument(help="Run folder, for example runs/nano.")],
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="Run folder, for example runs/nano.")],
 ) -> None:
     """Write report.html into a run folder from what it holds; works while the run goes on too."""
     from fathom.runs.report import write_report

@@ -18,7 +18,10 @@ from fathom.runs.tables import literal
 
 def run(
     recipe: Annotated[
-        str, typer.Argument(help="A recipe's name (nano, mini, …) or the path of one.")
+        str,
+        typer.Argument(
+            metavar="RECIPE", help="A recipe's name (nano, mini, …) or the path of one."
+        ),
     ],
     set_: Annotated[
         list[str] | None,

@@ -21,7 +21,7 @@ def tokenizer(
     sources: Annotated[
         list[str],
         typer.Argument(
-            metavar="SOURCE...",
+            metavar="SOURCE",
             help='Text to learn from: files, folders, or "stdlib"; with --show, a tokenizer or its folder.',
         ),
     ],
