@@ -39,7 +39,7 @@ def pieces(folder: Path, held_out: bool) -> Iterator[tuple[str, str]]:
     """(kind, text) of one side of the corpus, in the order of reading."""
     for source in [*sorted(map(str, folder.iterdir())), STDLIB]:
         for document in read_documents(source, Rejects()):
-            for piece in HELD_OUT.pieces(document):
+            for piece in HELD_OUT.pieces(document.text):
                 if piece.held_out == held_out:
                     yield kind_of(source), piece.text
 

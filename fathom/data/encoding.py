@@ -14,7 +14,6 @@ from pathlib import Path
 import numpy as np
 
 from fathom.data.reading import read_texts
-from fathom.data.sources import Document
 from fathom.data.split import Piece, Split
 from fathom.data.text_to_ids import STRETCH, Encoder
 from fathom.data.tokenizer import Tokenizer
@@ -67,7 +66,7 @@ def _encoder(job: EncodeJob) -> Encoder:
 
 def _pieces(unit: Path, entries: np.ndarray, split: Split) -> Iterator[tuple[Piece, np.void]]:
     for text, entry in zip(read_texts(unit, entries), entries, strict=True):
-        for piece in split.pieces(Document(text, "")):
+        for piece in split.pieces(text):
             yield piece, entry
 
 

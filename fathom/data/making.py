@@ -27,7 +27,6 @@ from fathom.data.encoding import SIDES, EncodeJob, encode_stretch
 from fathom.data.packing import ShardRecord, buckets, pack_bucket, read_record
 from fathom.data.plan import TRAINED, Plan
 from fathom.data.reading import Corpus, ReadJob, read_unit
-from fathom.data.sources import Document
 from fathom.data.split import DOCUMENTS, TAIL, Split, lopsided
 from fathom.data.tokenizer import Tokenizer
 from fathom.data.tokenizer_training import READ_AT_MOST, part_of
@@ -154,7 +153,7 @@ class Making:
     def _training_texts(self, held_out_too: bool) -> Iterable[str]:
         sources = self.corpus.sources()[self.kept]
         for text, source in zip(self.corpus.texts(self.kept), sources, strict=True):
-            for piece in self.splits[source].pieces(Document(text, "")):
+            for piece in self.splits[source].pieces(text):
                 if held_out_too or not piece.held_out:
                     yield piece.text
 

@@ -33,10 +33,7 @@ DOCUMENT = np.dtype(
         ("side", "<u8"),  # the two halves of the content's hash, see `Split`
         ("order", "<u8"),
         ("file", "<i4"),  # number within the source
-        (
-            "row",
-            "<i8",
-        ),  # line or row within the unit's stretch of the file from 1, 0 for a whole file
+        ("row", "<i8"),  # from 1 within the unit's stretch of the file, 0 for a whole file
     ]
 )
 _SIGNED_AT_ONCE = 1_000_000  # characters

@@ -13,7 +13,6 @@ from math import ceil
 
 import numpy as np
 
-from fathom.data.sources import Document
 from fathom.errors import DataError
 
 DOCUMENTS, TAIL = "documents", "tail"
@@ -50,17 +49,17 @@ class Split:
                 f"held_out={self.held_out} must lie between 0 and 1; 0.05 holds out a twentieth"
             )
 
-    def pieces(self, document: Document) -> Iterator[Piece]:
+    def pieces(self, text: str) -> Iterator[Piece]:
         """The document, or its head and its tail."""
-        side, order = self.hash(document.text)
+        side, order = self.hash(text)
         if self.kind == DOCUMENTS:
-            yield Piece(document.text, side < self.held_out * 2**64, order)
+            yield Piece(text, side < self.held_out * 2**64, order)
             return
-        cut = round(len(document.text) * (1 - self.held_out))
+        cut = round(len(text) * (1 - self.held_out))
         if cut:
-            yield Piece(document.text[:cut], False, order)
-        if cut < len(document.text):
-            yield Piece(document.text[cut:], True, order)
+            yield Piece(text[:cut], False, order)
+        if cut < len(text):
+            yield Piece(text[cut:], True, order)
 
     def held_out_documents(self, sides: np.ndarray) -> np.ndarray:
         """bool [documents]: which are held out as a whole when documents are; sides as in `lopsided`."""

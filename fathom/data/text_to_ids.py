@@ -36,9 +36,9 @@ class Encoder:
     def ids(self, pieces: Sequence[Piece]) -> list[np.ndarray]:
         """The ids of each piece."""
         cuts = [self._cut(piece) for piece in pieces]
-        texts = [tuple(cut) if cut else (p.text,) for p, cut in zip(pieces, cuts, strict=True)]
+        texts = [parts or (piece.text,) for piece, parts in zip(pieces, cuts, strict=True)]
         encoded = self._encoded(text for some in texts for text in some)
-        found = [self._arranged(cut, encoded) for cut in cuts]
+        found = [self._arranged(parts, encoded) for parts in cuts]
         return [self._split(piece, ids) for piece, ids in zip(pieces, found, strict=True)]
 
     def _cut(self, piece: Piece) -> Parts | None:
@@ -49,16 +49,11 @@ class Encoder:
         ids = iter(self.tokenizer.encode_batch([part for text in parts for part in text]))
         return (np.concatenate([np.array(next(ids), self.dtype) for _ in text]) for text in parts)
 
-    def _arranged(self, cut: Parts | None, encoded: Iterator[np.ndarray]) -> np.ndarray:
-        if cut is None or self._fim is None:
+    def _arranged(self, parts: Parts | None, encoded: Iterator[np.ndarray]) -> np.ndarray:
+        if parts is None or self._fim is None:
             return next(encoded)
-        prefix, middle, suffix = (next(encoded) for _ in cut)
-        marks = (
-            np.array([mark], self.dtype)
-            for mark in (self._fim.begin, self._fim.hole, self._fim.end)
-        )
-        begin, hole, end = marks
-        return np.concatenate([begin, prefix, hole, suffix, end, middle])
+        prefix, middle, suffix = (next(encoded).tolist() for _ in parts)
+        return np.array(self._fim.arranged(prefix, middle, suffix), self.dtype)
 
     def _split(self, piece: Piece, ids: np.ndarray) -> np.ndarray:
         if self._merged is None or piece.held_out:

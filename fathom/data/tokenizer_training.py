@@ -14,7 +14,8 @@ from dataclasses import dataclass
 from itertools import chain
 
 from fathom.data.draws import key_of, uniform
-from fathom.data.sources import Rejects, read_documents
+from fathom.data.rejects import Rejects
+from fathom.data.sources import read_documents
 from fathom.data.tokenizer import Tokenizer
 from fathom.data.watched import Say
 from fathom.errors import DataError

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 
 from fathom.data.loader import Loader, Ring
 from fathom.data.mixture import Mixture
-from fathom.data.prepare import TokenData
+from fathom.data.prepared import TokenData
 from fathom.errors import RecipeError
 from fathom.runs.recipe import Recipe
 

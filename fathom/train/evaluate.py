@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 
 from fathom.data.loader import held_out_batches
-from fathom.data.prepare import TokenData
+from fathom.data.prepared import TokenData
 from fathom.model import Transformer, losses
 
 TOKENS_AT_A_TIME = 4096

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from fathom.data.loader import held_out_batches
-from fathom.data.prepare import TokenData
+from fathom.data.prepared import TokenData
 from fathom.kernels import linear_cross_entropy
 from fathom.model import Transformer
 from fathom.train.evaluate import TOKENS_AT_A_TIME

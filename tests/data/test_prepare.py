@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fathom.data import Document, TokenData, Tokenizer, Tokens, prepare
+from fathom.data import TokenData, Tokenizer, Tokens, prepare
 from fathom.data.split import Split
 from fathom.errors import DataError
 
@@ -75,7 +75,7 @@ def test_manifest_counts(corpus: Path, prepared: TokenData) -> None:
 @settings(max_examples=100, deadline=None)
 def test_tail_split_cuts_each_text_once(text: str, seed: int, share: float) -> None:
     text = text.encode("utf-8", "ignore").decode()
-    pieces = list(Split("tail", share, seed).pieces(Document(text, "")))
+    pieces = list(Split("tail", share, seed).pieces(text))
     assert "".join(p.text for p in pieces) == text
     held_out = sum(len(p.text) for p in pieces if p.held_out)
     assert abs(held_out - share * len(text)) <= 0.5 + 1e-9
