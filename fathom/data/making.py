@@ -38,8 +38,8 @@ from fathom.errors import DataError
 STRETCH_BYTES = 8_000_000
 """About how much text is encoded at a time."""
 
-Task = tuple[Callable[..., int], tuple, Path, int]
-"""A function, its arguments but for the last, the piece that it makes (its last argument), its size in bytes."""
+Task = tuple[tuple, Path, int]
+"""Arguments of a function, the piece of work that it makes (its last argument) and its size in bytes."""
 
 
 @dataclass
@@ -57,10 +57,10 @@ class Making:
         settings = self.plan.settings
         job = ReadJob(settings.normalise, settings.filters, self.split, settings.dedup == NEAR)
         tasks = [
-            (read_unit, (job, unit), piece, unit.bytes)
+            ((job, unit), piece, unit.bytes)
             for unit, piece in zip(self.plan.units, self._read_pieces, strict=True)
         ]
-        self._run("reading", tasks)
+        self._run("reading", read_unit, tasks)
 
     @property
     def split(self) -> Split:
@@ -72,19 +72,17 @@ class Making:
     def _read_pieces(self) -> list[Path]:
         return [self.work.piece("read", i) for i in range(len(self.plan.units))]
 
-    def _run(self, what: str, tasks: Iterable[Task]) -> None:
-        """Do what is not done yet."""
-        tasks = list(tasks)
+    def _run(self, what: str, function: Callable[..., int], tasks: list[Task]) -> None:
+        """Do what is not done yet; `function` gives the bytes it has dealt with."""
         progress = Progress(what, sum(size for *_, size in tasks), self.show)
-        left: dict[Callable[..., int], list[tuple]] = {}
-        for function, arguments, piece, size in tasks:
+        left = []
+        for arguments, piece, size in tasks:
             if piece.is_dir():
                 progress.skip(size)
             else:
-                left.setdefault(function, []).append((*arguments, piece))
-        for function, some in left.items():
-            for _, size in self.workers.map(function, some):
-                progress.add(size)
+                left.append((*arguments, piece))
+        for _, size in self.workers.map(function, left):
+            progress.add(size)
 
     @cached_property
     def corpus(self) -> Corpus:
@@ -167,8 +165,8 @@ class Making:
             entries = self.corpus.index[documents]
             arguments = (job, self.splits[source], self._read_pieces[unit], entries)
             piece = self.work.piece("encoded", number)
-            tasks.append((encode_stretch, arguments, piece, int(entries["bytes"].sum())))
-        self._run("encoding", tasks)
+            tasks.append((arguments, piece, int(entries["bytes"].sum())))
+        self._run("encoding", encode_stretch, tasks)
 
     @cached_property
     def _stretches(self) -> list[tuple[int, int, int, np.ndarray]]:
@@ -197,9 +195,9 @@ class Making:
                 for k, bucket in enumerate(found):
                     piece = self.work.piece("packed", f"{source.name}.{side}-{k:05}")
                     arguments = (bucket, pieces, dtype, end_last, f"{side}-{k:05}")
-                    tasks.append((pack_bucket, arguments, piece, size))
+                    tasks.append((arguments, piece, size))
                     names.append(piece)
-        self._run("packing", tasks)
+        self._run("packing", pack_bucket, tasks)
         return {
             (name, side): [replace(read_record(p), file=f"{name}/{read_record(p).file}") for p in pieces]
             for (name, side), pieces in shards.items()

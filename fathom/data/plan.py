@@ -21,7 +21,7 @@ from fathom.data.signatures import library
 from fathom.data.sources import Source, parse_sources
 from fathom.data.split import Split
 from fathom.data.text_to_ids import Encoder
-from fathom.data.tokenizer import TOKENIZER_FILE, Tokenizer
+from fathom.data.tokenizer import SETTINGS_FILE, TOKENIZER_FILE, Tokenizer
 from fathom.data.units import File, Unit, files_of, units_of
 from fathom.errors import DataError
 
@@ -129,7 +129,8 @@ def _tokenizer_mark(tokenizer: str) -> str:
     file = path / TOKENIZER_FILE if path.is_dir() else path
     if tokenizer in TRAINED or not file.is_file():
         return tokenizer
-    return sha256(file.read_bytes()).hexdigest()
+    files = [found for found in (file, file.parent / SETTINGS_FILE) if found.is_file()]
+    return sha256(b"".join(found.read_bytes() for found in files)).hexdigest()
 
 
 def settings_of(

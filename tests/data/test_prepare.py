@@ -113,7 +113,7 @@ def test_tokenizer_does_not_learn_from_the_held_out_side(tmp_path: Path) -> None
 
 def test_again_is_the_same_and_reads_nothing(corpus: Path, tmp_path: Path) -> None:
     first = prepare(tmp_path / "data", [str(corpus)], "bpe", 400, seed=3)
-    shard = tmp_path / "data" / "corpus0" / "train-00000.bin"
+    shard = tmp_path / "data" / corpus.name / "train-00000.bin"
     stamp = shard.stat().st_mtime_ns
     said: list[str] = []
     second = prepare(tmp_path / "data", [str(corpus)], "bpe", 400, seed=3, say=said.append)
@@ -139,7 +139,7 @@ def test_foreign_and_damaged_folders_are_refused(corpus: Path, tmp_path: Path) -
         prepare(tmp_path / "mine", [str(corpus)], "bpe", 300)
     assert (tmp_path / "mine" / "thesis.tex").exists()
     prepare(tmp_path / "data", [str(corpus)], "bpe", 300)
-    with open(tmp_path / "data" / "corpus0" / "train-00000.bin", "r+b") as file:
+    with open(tmp_path / "data" / corpus.name / "train-00000.bin", "r+b") as file:
         file.truncate(100)
     with pytest.raises(DataError, match=r"train-00000.bin has 100 bytes"):
         TokenData.open(tmp_path / "data")
