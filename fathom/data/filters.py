@@ -12,10 +12,10 @@ import re
 from collections import Counter
 from collections.abc import Callable, Sequence
 from functools import partial
-from hashlib import sha256
 from pathlib import Path
 
 from fathom.errors import DataError
+from fathom.files import sha256_of
 
 Filter = Callable[[str], str | None]
 _LETTER = re.compile(r"[^\W\d_]")
@@ -159,7 +159,7 @@ def _from_file(path: Path, function: str) -> Filter:
 def filter_marks(specifications: Sequence[str]) -> dict[str, str]:
     """sha256 of the files that filters of one's own stand in: a changed filter is another preparation."""
     paths = {s.rpartition(":")[0] for s in specifications if s.rpartition(":")[0].endswith(".py")}
-    return {path: sha256(Path(path).read_bytes()).hexdigest() for path in sorted(paths)}
+    return {path: sha256_of(Path(path)) for path in sorted(paths)}
 
 
 def why_dropped(text: str, filters: Sequence[tuple[str, Filter]]) -> tuple[str, str] | None:

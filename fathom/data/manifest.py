@@ -6,8 +6,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-from fathom.data.work import write_whole
 from fathom.errors import DataError
+from fathom.files import write_whole
 
 MANIFEST = "manifest.json"
 FORMAT = 2

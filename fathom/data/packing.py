@@ -17,6 +17,7 @@ import numpy as np
 
 from fathom.data.encoding import ENTRY
 from fathom.data.work import finishing
+from fathom.files import sha256_of
 
 SHARD_BYTES = 128_000_000
 """About how large a shard may become."""
@@ -118,7 +119,7 @@ def _write(folder: Path, name: str, tokens: np.ndarray, index: np.ndarray) -> Sh
         documents=len(index),
         bytes=int(index["bytes"].sum()),
         sha256=sha256(tokens.data).hexdigest(),
-        index_sha256=sha256((folder / f"{name}.npy").read_bytes()).hexdigest(),
+        index_sha256=sha256_of(folder / f"{name}.npy"),
     )
 
 

@@ -6,7 +6,6 @@ document. Shards are mapped when they are first read and only so many at a time,
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Callable, Sequence
 from functools import cached_property, lru_cache
@@ -16,8 +15,8 @@ from typing import Any
 import numpy as np
 
 from fathom.data.packing import ShardRecord
-from fathom.data.work import write_whole
 from fathom.errors import DataError
+from fathom.files import sha256_of, write_whole
 
 _VERIFIED = "verified.json"
 _MAPPED = 64
@@ -161,12 +160,10 @@ def _check(
     if size is not None and stat.st_size != size:
         raise DataError(f"{path} has {stat.st_size} bytes instead of {size}; {remedy}")
     mark = [sha256, stat.st_size, stat.st_mtime_ns]
-    if known.get(name) != mark:
-        with path.open("rb") as file:
-            if hashlib.file_digest(file, "sha256").hexdigest() != sha256:
-                raise DataError(
-                    f"{path} was altered since it was prepared (its sha256 is not the manifest's); {remedy}"
-                )
+    if known.get(name) != mark and sha256_of(path) != sha256:
+        raise DataError(
+            f"{path} was altered since it was prepared (its sha256 is not the manifest's); {remedy}"
+        )
     return {name: mark}
 
 

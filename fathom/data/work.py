@@ -7,7 +7,6 @@ settings, or with sources that changed meanwhile, begins anew.
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import shutil
@@ -15,9 +14,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from hashlib import sha256
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from fathom.errors import DataError
+from fathom.files import flush, lock, write_whole
 
 _LOCK, _MARK, _UNFINISHED = ".lock", "mark", ".unfinished-"
 
@@ -27,7 +27,9 @@ class WorkFolder:
 
     def __init__(self, path: Path) -> None:
         self.path, self.result = path, path / "result"
-        self._lock: Any = None
+        self._lock: IO[str] | None = None
+        self._refused = False
+        """Whether another process held the lock when it was last asked for."""
 
     def claim(self, mark: dict[str, Any]) -> bool:
         """Make it ours, or raise `DataError` when another process is at it. True: goes on from finished work.
@@ -52,16 +54,13 @@ class WorkFolder:
             return ""
 
     def _lock_it(self) -> None:
-        self._lock = (self.path / _LOCK).open("a")
         try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            self._lock, self._refused = lock(self.path / _LOCK), False
         except BlockingIOError:
-            self._lock.close()
+            self._refused = True
             raise DataError(
                 f"another process is preparing {self.path}; wait for its end or stop it"
             ) from None
-        except OSError:  # a file system without locks
-            return
 
     def _empty(self) -> None:
         for path in self.path.iterdir():
@@ -81,7 +80,9 @@ class WorkFolder:
 
     def remove(self) -> None:
         """Delete everything, when all is done or nothing came of it; not what another process is at."""
-        if self._lock is None and self.path.exists():
+        if self._refused or not self.path.exists():
+            return
+        if self._lock is None:
             self._lock_it()
         if self._lock is not None and not self._lock.closed:
             shutil.rmtree(self.path, ignore_errors=True)
@@ -108,15 +109,4 @@ def synchronise(folder: Path) -> None:
     """Have the files of a folder on the disk before a rename makes them count."""
     for path in folder.rglob("*"):
         if path.is_file():
-            with open(path, "rb") as file:
-                os.fsync(file.fileno())
-
-
-def write_whole(path: Path, content: bytes) -> None:
-    """Write a small file whole or not at all."""
-    unfinished = path.with_name(f".{path.name}.unfinished")
-    with open(unfinished, "wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(unfinished, path)
+            flush(path)

@@ -8,7 +8,6 @@ renamed.
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from collections.abc import Container, Iterator, Mapping
 from fnmatch import fnmatch
@@ -21,6 +20,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from fathom.errors import CheckpointError
+from fathom.files import flush
 from fathom.interop.config_json import ARCHITECTURES, read_json, to_json
 from fathom.interop.names import HEAD, ROUTER_BIAS, Slot, layout
 from fathom.interop.shards import INDEX, listed
@@ -127,7 +127,7 @@ def _write_shard(
         for name, part in parts.items()
     }
     save_file(shard, file, metadata={"format": "pt"})
-    _flush(file)
+    flush(file)
     return sum(tensor.nbytes for tensor in shard.values())
 
 
@@ -154,13 +154,7 @@ def _plan(
 
 def _write_json(path: Path, content: dict[str, Any]) -> None:
     path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-    _flush(path)
-
-
-def _flush(path: Path) -> None:
-    """Have the file on the disk before the rename that makes it count."""
-    with open(path, "rb") as file:
-        os.fsync(file.fileno())
+    flush(path)
 
 
 def _check_replaceable(place: Path) -> None:

@@ -6,7 +6,6 @@ short, so that every step stands there once, however often the run was killed.
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import shutil
@@ -16,10 +15,11 @@ from pathlib import Path
 from typing import Any
 
 from fathom.errors import FathomError, RecipeError
+from fathom.files import UNFINISHED, lock, write_whole
 from fathom.runs.recipe import Recipe, recipe_from_dict
 from fathom.runs.tables import differences
 
-LOCK, UNFINISHED = ".lock", ".writing"
+LOCK = ".lock"
 SPIKES = "spikes.jsonl"
 LOGS = (
     "metrics.jsonl",
@@ -89,16 +89,13 @@ class RunFolder:
 
     def _lock(self) -> None:
         """Keep other processes out until this one ends, however it ends."""
-        self._open[LOCK] = (self.path / LOCK).open("a")
         try:
-            fcntl.flock(self._open[LOCK], fcntl.LOCK_EX | fcntl.LOCK_NB)
+            self._open[LOCK] = lock(self.path / LOCK)
         except BlockingIOError:
             raise FathomError(
                 f"{self.path} is in use by another process; wait for its end, stop it, or choose "
                 f"another folder with --out"
             ) from None
-        except OSError:  # a file system without locks
-            return
 
     def _check_same(self, recipe: Recipe) -> None:
         old = self.read_recipe()
@@ -120,13 +117,8 @@ class RunFolder:
 
     def write(self, name: str, text: str) -> None:
         """Write a small file whole or not at all."""
-        unfinished = self.path / f".{name}{UNFINISHED}"
         try:
-            with unfinished.open("w", encoding="utf-8") as file:
-                file.write(text)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(unfinished, self.path / name)
+            write_whole(self.path / name, text.encode())
         except OSError as error:
             raise self._failed(self.path / name, error) from error
 

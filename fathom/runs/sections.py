@@ -110,7 +110,7 @@ class MonitorConfig:
     tensorboard: bool = False
     """Write the numbers of the logs for TensorBoard as well, into OUT/tensorboard."""
     needle_lengths: tuple[int, ...] = ()
-    """Lengths in tokens at which needles are looked for before and after every stage (needle.jsonl); none by default."""
+    """Lengths in tokens at which needles are looked for before and after every stage (needle.jsonl); empty: none."""
     needle_depths: int = 11
     """Depths in such a grid, from the beginning to the end of the text."""
     needle_trials: int = 5

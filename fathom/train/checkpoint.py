@@ -9,10 +9,8 @@ is read, every hash is compared; a torn or altered one is named, and the one bef
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
-import os
 import re
 import shutil
 import warnings
@@ -24,6 +22,7 @@ from typing import Any
 from torch import Tensor
 
 from fathom.errors import CheckpointError
+from fathom.files import flush, sha256_of
 
 STATE, MANIFEST, UNFINISHED = "state.json", "manifest.json", ".writing-"
 FILE_BYTES = 1 << 30
@@ -64,7 +63,7 @@ def save_checkpoint(
         _write(building, tensors, state)
         _set_aside(place)  # one that is being made again
         building.rename(place)
-        _flush(directory)
+        flush(directory)
     except OSError as error:
         shutil.rmtree(building, ignore_errors=True)
         raise CheckpointError(_not_written(place, tensors, error)) from error
@@ -94,11 +93,11 @@ def _write(building: Path, tensors: dict[str, Tensor], state: dict[str, Any]) ->
     _write_tensors(building, tensors)
     (building / STATE).write_text(json.dumps(state, indent=1), encoding="utf-8")
     files = sorted(path for path in building.iterdir() if path.is_file())
-    hashes = {path.name: _sha256(path) for path in files}
+    hashes = {path.name: sha256_of(path) for path in files}
     (building / MANIFEST).write_text(json.dumps(hashes, indent=1), encoding="utf-8")
     for path in building.iterdir():
-        _flush(path)
-    _flush(building)
+        flush(path)
+    flush(building)
 
 
 def _write_tensors(folder: Path, tensors: dict[str, Tensor]) -> None:
@@ -150,19 +149,6 @@ def _system_error(error: BaseException | None) -> OSError | None:
     return error
 
 
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _flush(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
 def problem_with(folder: Path) -> str | None:
     """Why a checkpoint cannot be used, or None when every file is as it was written."""
     try:
@@ -173,7 +159,7 @@ def problem_with(folder: Path) -> str | None:
         for name, expected in hashes.items():
             if not (folder / name).exists():
                 return f"{name} is missing"
-            if _sha256(folder / name) != expected:
+            if sha256_of(folder / name) != expected:
                 return f"{name} was altered or is torn (its sha256 is not the one written)"
     except (OSError, ValueError, AttributeError, TypeError) as error:
         return f"{MANIFEST} cannot be read ({error})"

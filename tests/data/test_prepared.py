@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from fathom.data import TokenData, Tokenizer, prepare, shards
+from fathom.data import TokenData, Tokenizer, prepare
 from fathom.errors import DataError
 
 
@@ -56,7 +56,7 @@ def test_a_verified_shard_is_not_hashed_again(copy: Path, monkeypatch: pytest.Mo
         hashed.append(file.name)
         return real(file, name)
 
-    monkeypatch.setattr(shards.hashlib, "file_digest", watched)
+    monkeypatch.setattr(hashlib, "file_digest", watched)
     (copy / "verified.json").unlink()
     TokenData.open(copy)
     assert len(hashed) == 8

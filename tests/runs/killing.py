@@ -80,8 +80,8 @@ def die_at(where: str, time: int) -> None:
     points: dict[str, tuple[Any, str]] = {
         "before the weights change": (loop, "set_learning_rate"),
         "between weights and router bias": (loop, "update_bias"),
-        "tensors written, no manifest": (checkpoint, "_sha256"),
-        "checkpoint not yet flushed": (checkpoint, "_flush"),
+        "tensors written, no manifest": (checkpoint, "sha256_of"),
+        "checkpoint not yet flushed": (checkpoint, "flush"),
         "before a checkpoint is dropped": (checkpoint, "_set_aside"),
         "half a line of a log": (RunFolder, "append"),
         "while the tokens are written": (packing, "_write"),

@@ -250,7 +250,7 @@ def test_a_full_disk_is_one_clear_error_and_the_old_page_stays(
     def full(*_: object, **__: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr("fathom.runs.folder.os.fsync", full)
+    monkeypatch.setattr("fathom.files.os.fsync", full)
     with pytest.raises(FathomError, match=r"report\.html could not be written: No space left"):
         write_report(folder)
     assert (folder / "report.html").read_text(encoding="utf-8") == before

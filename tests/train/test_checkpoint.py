@@ -195,7 +195,7 @@ def test_a_write_that_the_system_refuses(two: Path) -> None:
     assert problem_with(two / "step-3") is None
 
 
-@pytest.mark.parametrize("place", ["_write_tensors", "_sha256", "_flush"])
+@pytest.mark.parametrize("place", ["_write_tensors", "sha256_of", "flush"])
 def test_a_full_disk_wherever_it_is_met(
     place: str, two: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
