@@ -26,7 +26,7 @@ from guard_faults import FAULTS, NAMES, NEVER, Clean, Fault, Outcome, Planted, t
 from guard_figure import draw
 from harness import describe, environment, table, write_json
 
-from fathom.data.prepare import TokenData, prepare
+from fathom.data import TokenData, prepare
 from fathom.errors import FathomError
 from fathom.runs import execute
 from fathom.runs.recipe import Recipe, load_recipe

@@ -10,7 +10,6 @@ from fathom.runs.execute import compute_dtype
 from fathom.runs.recipe import Recipe
 from fathom.runs.timeline import Span
 
-UNITS = (("T", 1e12), ("B", 1e9), ("M", 1e6), ("K", 1e3))
 ASSUMED_EFFICIENCY = 0.5
 """Share of the measured matrix-product rate that training is expected to reach (our guess)."""
 
@@ -49,7 +48,7 @@ def _row(recipe: Recipe, span: Span) -> tuple[str, ...]:
     yarn = last.rope_scaling
     return (
         stage.name,
-        f"{_tokens(span.begins)} – {_tokens(ends)}",
+        f"{human(span.begins, 5)} – {human(ends, 5)}",
         f"{span.steps:,}",
         f"{stage.seq_len:,}",
         _change(f"{first.batch:,}", f"{last.batch:,}"),
@@ -68,12 +67,6 @@ def _rates(recipe: Recipe, span: Span) -> str:
     end = f"{recipe.at(step=span.last_step).lr:.3g}"
     middle = f"{stage.lr:.3g}"
     return _change(*([begin, middle, end] if middle not in (begin, end) else [begin, end]))
-
-
-def _tokens(number: int) -> str:
-    """With more digits than `human` has: stages end at 14.3, 14.633 and 14.8T."""
-    unit, size = next(((u, s) for u, s in UNITS if number >= s), ("", 1))
-    return f"{number / size:.5g}{unit}"
 
 
 def _change(*values: str) -> str:

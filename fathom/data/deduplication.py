@@ -8,10 +8,11 @@ from pathlib import Path
 import numpy as np
 
 from fathom.data.duplicates import Pairs, exact_duplicates, near_duplicates, similar
+from fathom.data.progress import Say
 from fathom.data.reading import Corpus, read_texts
 from fathom.data.signatures import comparable
 from fathom.data.work import finishing
-from fathom.data.workers import Say, Workers
+from fathom.data.workers import Workers
 from fathom.errors import DataError
 
 NONE, EXACT, NEAR = "none", "exact", "near"

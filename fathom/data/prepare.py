@@ -19,7 +19,6 @@ from typing import Any
 from fathom.data.deduplication import NONE
 from fathom.data.making import Making, loaded_tokenizer
 from fathom.data.manifest import (
-    MANIFEST,
     check_same,
     is_prepared,
     note_opened,
@@ -29,15 +28,14 @@ from fathom.data.manifest import (
 from fathom.data.normalise import DEFAULT_NORMALISATION
 from fathom.data.plan import Plan, Settings, settings_of
 from fathom.data.prepared import TokenData
+from fathom.data.progress import Say
 from fathom.data.rejects import Rejects
 from fathom.data.result import write_result
 from fathom.data.sources import parse_sources
 from fathom.data.split import DOCUMENTS
 from fathom.data.work import WorkFolder
-from fathom.data.workers import Say, Workers, available_cores
+from fathom.data.workers import Workers, available_cores
 from fathom.errors import DataError
-
-__all__ = ["MANIFEST", "Say", "TokenData", "prepare"]
 
 _WORTH_WORKERS = 32_000_000
 """Bytes of text from which on starting worker processes saves time."""

@@ -19,6 +19,7 @@ from tokenizers import Tokenizer as Backend
 
 from fathom.data.chat import CHAT_TEMPLATE
 from fathom.data.definition import control_tokens, reading_controls, reading_text
+from fathom.data.progress import Say
 from fathom.data.text_stream import TextStream
 from fathom.data.vocabulary import (
     BOS,
@@ -30,7 +31,6 @@ from fathom.data.vocabulary import (
     train_bpe,
     train_characters,
 )
-from fathom.data.watched import Say
 from fathom.errors import DataError
 
 TOKENIZER_FILE = "tokenizer.json"

@@ -14,10 +14,10 @@ from dataclasses import dataclass
 from itertools import chain
 
 from fathom.data.draws import key_of, uniform
+from fathom.data.progress import Say
 from fathom.data.rejects import Rejects
 from fathom.data.sources import read_documents
 from fathom.data.tokenizer import Tokenizer
-from fathom.data.watched import Say
 from fathom.errors import DataError
 
 READ_AT_MOST = 100_000_000

@@ -20,7 +20,7 @@ from tokenizers import AddedToken, Regex, decoders, models, pre_tokenizers, trai
 from tokenizers import Tokenizer as Backend
 
 from fathom.data.chat import ASSISTANT, USER
-from fathom.data.watched import Say, TrainingProgress
+from fathom.data.progress import Say, TrainingProgress
 from fathom.errors import DataError
 
 BOS = "<｜begin▁of▁sentence｜>"

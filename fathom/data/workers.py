@@ -1,4 +1,4 @@
-"""Tasks over worker processes, and how far they are.
+"""Tasks over worker processes.
 
 A worker that is left alone when this process is killed leaves too; Ctrl-C is this process's affair alone, which then
 ends its workers at once. What a task makes must therefore be right however suddenly it ends: see `fathom.data.work`.
@@ -10,16 +10,12 @@ import multiprocessing
 import os
 import signal
 import threading
-import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import suppress
 from itertools import islice
 from typing import Any
-
-Say = Callable[[str], None]
-_EVERY = 0.5
 
 
 def available_cores() -> int:
@@ -99,41 +95,3 @@ def _leave_with_parent() -> None:
         with suppress(OSError):
             parent.join()
         os._exit(1)
-
-
-class Progress:
-    """Says how much of `total` bytes is done, at which rate and until when."""
-
-    def __init__(self, what: str, total: int, show: Say) -> None:
-        self.what, self.total, self.show = what, total, show
-        self.done = self.before = 0
-        self.began = time.monotonic()
-        self.shown = self.began
-
-    def skip(self, size: int) -> None:
-        """Bytes that were done by an earlier process."""
-        self.done += size
-        self.before += size
-
-    def add(self, size: int) -> None:
-        """Bytes that are done now."""
-        self.done += size
-        now = time.monotonic()
-        if now - self.shown >= _EVERY:
-            self.shown = now
-            self.show(self.line(now - self.began))
-
-    def line(self, seconds: float) -> str:
-        """ "reading: 120 of 800 MB, 35.0 MB/s, 0:19 left"."""
-        rate = (self.done - self.before) / seconds
-        left = max(0, self.total - self.done) / rate if rate else 0
-        return (
-            f"{self.what}: {self.done / 1e6:,.0f} of {self.total / 1e6:,.0f} MB, {rate / 1e6:.1f} MB/s, "
-            f"{_clock(left)} left"
-        )
-
-
-def _clock(seconds: float) -> str:
-    minutes, seconds = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"

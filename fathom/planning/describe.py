@@ -57,13 +57,18 @@ def describe(
     return rows
 
 
-def human(number: float) -> str:
-    """A number with three digits and K, M, B or T."""
+def human(number: float, digits: int = 3) -> str:
+    """A number with so many digits, at least three, and K, M, B or T: 14.6T, with four 14.63T."""
+    rounded_up = 1 - 0.5 * 10**-digits
     for unit, size in (("T", 1e12), ("B", 1e9), ("M", 1e6), ("K", 1e3)):
-        if number >= 0.9995 * size:
+        if number >= rounded_up * size:
             figure = number / size
-            return f"{figure:.3g}{unit}" if figure < 999.5 else f"{figure:.0f}{unit}"
-    return f"{number:.3g}"
+            return (
+                f"{figure:.{digits}g}{unit}"
+                if figure < 1000 * rounded_up
+                else f"{figure:.0f}{unit}"
+            )
+    return f"{number:.{digits}g}"
 
 
 def gib(size: int) -> str:

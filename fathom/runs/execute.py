@@ -16,7 +16,9 @@ from typing import Any
 import torch
 
 from fathom import interop
-from fathom.data.prepare import Say, TokenData, prepare
+from fathom.data.prepare import prepare
+from fathom.data.prepared import TokenData
+from fathom.data.progress import Say
 from fathom.errors import FathomError
 from fathom.kernels import compile_elementwise
 from fathom.model import Transformer

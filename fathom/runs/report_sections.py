@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
+from fathom.planning.describe import human
 from fathom.runs import report_context as pictures
 from fathom.runs import report_schedules as drawn
 from fathom.runs.report_data import Line, RunData
 from fathom.runs.report_html import details, framed, rows_table
-from fathom.runs.token_axis import tokens_text
 
 SKIPPED = ("skip", "rollback")
 """Actions of the guard after which nothing is learnt from a step."""
@@ -96,7 +96,7 @@ def data_seen(run: RunData) -> str:
     rows = [
         (
             name,
-            tokens_text(count),
+            human(count, 4),
             f"{100 * count / whole:.2f} %",
             f"{100 * asked[name] / whole:.2f} %" if name in asked else "by size",
         )

@@ -8,10 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fathom.data.progress import Say
 from fathom.errors import CheckpointError
 from fathom.model import Transformer
 from fathom.runs.folder import RunFolder
-from fathom.train.checkpoint import Say, newest_good, read_state, read_tensors, save_checkpoint
+from fathom.train.checkpoint import newest_good, read_state, read_tensors, save_checkpoint
 from fathom.train.ema import averaged
 from fathom.train.loop import Trainer
 from fathom.train.optimizer import optimizer_tensors

@@ -7,7 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from fathom.runs.token_axis import TokenAxis, border_stages, name_stages, tokens_text
+from fathom.planning.describe import human
+from fathom.runs.token_axis import TokenAxis, border_stages, name_stages
 
 LABELS = {
     "lr": "learning rate",
@@ -71,8 +72,10 @@ def _scale(panel: Any, key: str, values: Sequence[float]) -> None:
         panel.set_ylim(min(values) / 1.3, max(values) * 1.3)
         panel.yaxis.set_major_locator(FixedLocator(_apart(values)))
         panel.yaxis.set_minor_locator(NullLocator())
-        text = tokens_text if key == "tokens_per_step" else "{:,.0f}".format
-        panel.yaxis.set_major_formatter(FuncFormatter(lambda value, _: text(value)))
+        in_tokens = key == "tokens_per_step"
+        panel.yaxis.set_major_formatter(
+            FuncFormatter(lambda value, _: human(value, 4) if in_tokens else f"{value:,.0f}")
+        )
         return
     panel.set_ylim(bottom=0, top=1.12 * max(values) or 1)
     panel.locator_params(axis="y", nbins=4)

@@ -6,7 +6,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from fathom.data.prepare import Say, TokenData
+from fathom.data.prepared import TokenData
+from fathom.data.progress import Say
 from fathom.runs.folder import RunFolder
 from fathom.runs.recipe import Recipe, Stage
 from fathom.runs.tensorboard import TensorBoard

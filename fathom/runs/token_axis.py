@@ -14,6 +14,8 @@ from typing import Any
 
 import numpy as np
 
+from fathom.planning.describe import human
+
 LEAST_PIECE, LEAST_STAGE = 0.06, 0.09
 """Shares of the axis that a piece between two marks, and a whole stage, take at least."""
 
@@ -72,7 +74,7 @@ class TokenAxis:
         axes.set_xlim(0, self.end)
         axes.xaxis.set_major_locator(FixedLocator(self._ticks()))
         axes.xaxis.set_minor_locator(NullLocator())
-        axes.xaxis.set_major_formatter(lambda value, _: tokens_text(value) if labels else "")
+        axes.xaxis.set_major_formatter(lambda value, _: human(value, 4) if labels else "")
         axes.tick_params(axis="x", labelsize=9)
 
     def _ticks(self) -> list[float]:
@@ -85,14 +87,6 @@ class TokenAxis:
             room = (high - low) * 0.05 / width
             ticks += [t for t in between if width > 0.15 and low + room < t < high - room]
         return sorted(ticks)
-
-
-def tokens_text(tokens: float) -> str:
-    """A number of tokens in four digits: 14.63T, 469B, 1.2M."""
-    for size, unit in ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "K")):
-        if tokens >= 0.9999 * size:
-            return f"{tokens / size:.4g}{unit}"
-    return f"{tokens:.4g}"
 
 
 def name_stages(axes: Any, axis: TokenAxis, colour: str) -> None:

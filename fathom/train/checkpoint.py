@@ -14,20 +14,20 @@ import logging
 import re
 import shutil
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
+from fathom.data.progress import Say
 from fathom.errors import CheckpointError
 from fathom.files import flush, sha256_of
 
 STATE, MANIFEST, UNFINISHED = "state.json", "manifest.json", ".writing-"
 FILE_BYTES = 1 << 30
 """About how much goes into one file of tensors."""
-Say = Callable[[str], None]
 
 
 def step_of(folder: Path) -> int:

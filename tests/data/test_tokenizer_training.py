@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from fathom.data import Tokenizer
+from fathom.data.progress import TrainingProgress, reading_line
 from fathom.data.tokenizer_training import bytes_per_token, part_of, train_on
-from fathom.data.watched import TrainingProgress, reading_line
 from fathom.errors import DataError
 
 TEXTS = [f"document {i}: the year {i * 7} has {i % 13} moons.\n" for i in range(300)]

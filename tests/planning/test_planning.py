@@ -177,3 +177,19 @@ def test_numbers_read_well() -> None:
     ]  # fmt: skip
     assert [gib(n) for n in (3 << 20, 5 << 30)] == ["3 MiB", "5.0 GiB"]
     assert [duration(s) for s in (5, 516, 9000, 86400 * 3)] == ["5 s", "8.6 min", "2.5 h", "3 days"]
+
+
+@pytest.mark.parametrize(
+    ("number", "text"),
+    [
+        (0, "0"),
+        (512, "512"),
+        (2048, "2.048K"),
+        (999.92e9, "999.9B"),
+        (14.633e12, "14.63T"),
+        (469e9, "469B"),
+        (12345e12, "12345T"),
+    ],
+)
+def test_numbers_with_four_digits(number: float, text: str) -> None:
+    assert human(number, 4) == text

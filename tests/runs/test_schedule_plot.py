@@ -9,6 +9,7 @@ import pytest
 
 from fathom import load_recipe
 from fathom.errors import FathomError
+from fathom.planning.describe import human
 from fathom.runs.recipe import recipe_names
 from fathom.runs.schedule_plot import draw_schedule, schedules_of
 from fathom.runs.token_axis import (
@@ -17,7 +18,6 @@ from fathom.runs.token_axis import (
     TokenAxis,
     border_stages,
     stages_of,
-    tokens_text,
 )
 
 
@@ -50,14 +50,6 @@ def test_stages_begin_where_the_one_before_ended() -> None:
     )
 
 
-@pytest.mark.parametrize(
-    ("tokens", "text"),
-    [(0, "0"), (512, "512"), (2048, "2.048K"), (1e6, "1M"), (14.633e12, "14.63T"), (469e9, "469B")],
-)
-def test_numbers_of_tokens(tokens: float, text: str) -> None:
-    assert tokens_text(tokens) == text
-
-
 @pytest.mark.parametrize("name", recipe_names())
 def test_curves_are_the_recipe(name: str) -> None:
     recipe = load_recipe(name)
@@ -73,7 +65,7 @@ def test_curves_are_the_recipe(name: str) -> None:
 def test_the_report_s_own_marks_are_knots() -> None:
     """Warm-up, ramp, 10T, 14.3T, 14.633T, 14.8T and the two extensions, each wide enough to see."""
     axis = schedules_of(load_recipe("v3-671b")).axis
-    marks = [tokens_text(knot) for knot in axis.knots]
+    marks = [human(knot, 4) for knot in axis.knots]
     assert marks[2:7] == ["469B", "10T", "14.3T", "14.63T", "14.8T"]
     assert len(marks) == 9 and np.diff(axis.places).min() > 0.04
 
