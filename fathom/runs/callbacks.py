@@ -93,6 +93,23 @@ class Metrics:
         }
 
 
+def _bias_range(trainer: Trainer) -> list[list[float]]:
+    """[smallest, largest] router bias of each MoE block that has one."""
+    biases = (router.e_score_correction_bias for router in trainer.model.routers())
+    return [[b.min().item(), b.max().item()] for b in biases if b is not None]
+
+
+def _shown(line: dict) -> str:
+    mtp = f"  mtp {line['mtp_loss']:.3f}" if line["mtp_weight"] and line["mtp_loss"] else ""
+    if line["skipped"]:
+        return f"skipped: {line['skipped']}"
+    return (
+        f"loss {line['loss']:.3f}{mtp}  bits/byte {line['bits_per_byte']:.3f}  "
+        f"grad {line['grad_norm']:.2f}  lr {line['lr']:.1e}  {line['tokens_per_second']:,.0f} tok/s  "
+        f"mfu {100 * line['mfu']:.0f}%  load {line['max_load']:.2f}"
+    )
+
+
 def as_json(line: dict[str, Any]) -> dict[str, Any]:
     """The line with None for numbers that are not finite, for which JSON has no word."""
     return {
@@ -134,23 +151,6 @@ class Spikes:
         self.s.log(SPIKES, spike_line(record))
         done = "recorded" if record.verdict.learns else "skipped"
         self.s.say(f"step {trainer.step} is {done}: {record.verdict.reason}")
-
-
-def _bias_range(trainer: Trainer) -> list[list[float]]:
-    """[smallest, largest] router bias of each MoE block that has one."""
-    biases = (router.e_score_correction_bias for router in trainer.model.routers())
-    return [[b.min().item(), b.max().item()] for b in biases if b is not None]
-
-
-def _shown(line: dict) -> str:
-    mtp = f"  mtp {line['mtp_loss']:.3f}" if line["mtp_weight"] and line["mtp_loss"] else ""
-    if line["skipped"]:
-        return f"skipped: {line['skipped']}"
-    return (
-        f"loss {line['loss']:.3f}{mtp}  bits/byte {line['bits_per_byte']:.3f}  "
-        f"grad {line['grad_norm']:.2f}  lr {line['lr']:.1e}  {line['tokens_per_second']:,.0f} tok/s  "
-        f"mfu {100 * line['mfu']:.0f}%  load {line['max_load']:.2f}"
-    )
 
 
 class Checkpoints:

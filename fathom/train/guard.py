@@ -38,6 +38,7 @@ LOSS_FLOOR = 0.02
 NORM_FLOOR = 0.2
 """The same for the logarithm of the gradient norm; at z = 6 that is a factor of 3.3."""
 TO_DEVIATION = 1.4826
+ACTIONS = ("skip", "rollback", "record", "off")
 
 
 @dataclass(frozen=True)
@@ -79,9 +80,6 @@ class GuardConfig:
             raise RecipeError(
                 f"guard.warmup = {self.warmup} exceeds window = {self.window}; lower it or widen the window"
             )
-
-
-ACTIONS = ("skip", "rollback", "record", "off")
 
 
 @dataclass(frozen=True)
@@ -215,7 +213,8 @@ class Guard:
 
     def state(self) -> dict[str, Any]:
         """All that later decisions depend on, for JSON, which keeps every bit of a float."""
-        return {key: value for key, value in asdict(self).items() if key not in OF_THE_RECIPE}
+        of_the_recipe = ("config", "clip_norm")
+        return {key: value for key, value in asdict(self).items() if key not in of_the_recipe}
 
     def restore(self, state: dict[str, Any]) -> None:
         """Take over what `state` gave; with nothing (an earlier version's checkpoint) begin anew."""
@@ -223,9 +222,6 @@ class Guard:
         self.tally = Tally(**fresh.pop("tally"))
         for key, value in fresh.items():
             setattr(self, key, value)
-
-
-OF_THE_RECIPE = ("config", "clip_norm")
 
 
 def _log(norm: float) -> float:
