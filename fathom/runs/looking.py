@@ -6,6 +6,7 @@ Those that look before a stage's first step too have a method `begin`. None of t
 from __future__ import annotations
 
 import math
+from typing import Any
 
 from fathom.evaluation import Form, Pairs, PassKey, even_depths, needle_grid
 from fathom.inference import Sampling, generate
@@ -45,37 +46,6 @@ class HeldOutLoss:
         )
 
 
-class LossByPosition:
-    """positions.jsonl: held-out loss by position, before a stage's first step and after its last.
-
-    Both in windows of the stage's own length and with its rotary settings, so that the two differ by what the stage
-    taught; what changing the settings alone does is between one stage's "after" and the next one's "before".
-    """
-
-    def __init__(self, setting: Setting) -> None:
-        self.s = setting
-
-    def begin(self, trainer: Trainer) -> None:
-        """Before the first step; a run that is resumed right there has the line already."""
-        line = {"stage": self.s.stage.name, "when": "before"}
-        begins = trainer.step == self.s.span.first_step
-        if begins and not self.s.folder.has_line("positions.jsonl", line):
-            self._look(trainer, "before")
-
-    def __call__(self, trainer: Trainer, record: StepRecord) -> None:
-        if trainer.step == self.s.last_step:
-            self._look(trainer, "after")
-
-    def _look(self, trainer: Trainer, when: str) -> None:
-        stage, limit = self.s.stage, self.s.recipe.monitor.position_tokens
-        if not limit:
-            return
-        found = loss_by_position(trainer.model, self.s.data, stage.seq_len, limit)
-        line = {"step": trainer.step, "stage": stage.name, "when": when, "seq_len": stage.seq_len}
-        line |= {"edges": list(found.edges), "loss": list(found.loss)}
-        self.s.folder.append("positions.jsonl", line)
-
-
 class Samples:
     """samples.jsonl: what the model writes by now, with a random state of its own."""
 
@@ -103,21 +73,22 @@ class Samples:
         )
 
 
-class Needles:
-    """needle.jsonl: what is found in long texts as the model comes into a stage and as it leaves it.
+class _BothEnds:
+    """A look at the model as it comes into a stage and as it leaves it: a line "before" and one "after" in `log`.
 
-    The lengths are the recipe's, for every stage: between one stage's "after" and the next one's "before" there is only
-    the change of rotary settings. Nothing is looked for unless the recipe names lengths.
+    A run that is resumed right where a stage begins has the first of them already.
     """
+
+    log: str
 
     def __init__(self, setting: Setting) -> None:
         self.s = setting
 
     def begin(self, trainer: Trainer) -> None:
-        """Before the first step of every stage but the run's first, which knows nothing yet."""
+        """Before the stage's first step."""
         line = {"stage": self.s.stage.name, "when": "before"}
-        begins = 0 < trainer.step == self.s.span.first_step
-        if begins and not self.s.folder.has_line("needle.jsonl", line):
+        begins = trainer.step == self.s.span.first_step
+        if begins and not self.s.folder.has_line(self.log, line):
             self._look(trainer, "before")
 
     def __call__(self, trainer: Trainer, record: StepRecord) -> None:
@@ -125,16 +96,52 @@ class Needles:
             self._look(trainer, "after")
 
     def _look(self, trainer: Trainer, when: str) -> None:
+        line = {"step": trainer.step, "stage": self.s.stage.name, "when": when}
+        found = self.measured(trainer, when)
+        if found is not None:
+            self.s.folder.append(self.log, line | found)
+
+    def measured(self, trainer: Trainer, when: str) -> dict[str, Any] | None:
+        """What else the line says; None when the recipe asks for nothing."""
+        raise NotImplementedError
+
+
+class LossByPosition(_BothEnds):
+    """positions.jsonl: held-out loss by position, before a stage's first step and after its last.
+
+    Both in windows of the stage's own length and with its rotary settings, so that the two differ by what the stage
+    taught; what changing the settings alone does is between one stage's "after" and the next one's "before".
+    """
+
+    log = "positions.jsonl"
+
+    def measured(self, trainer: Trainer, when: str) -> dict[str, Any] | None:
+        seq_len, limit = self.s.stage.seq_len, self.s.recipe.monitor.position_tokens
+        if not limit:
+            return None
+        found = loss_by_position(trainer.model, self.s.data, seq_len, limit)
+        return {"seq_len": seq_len, "edges": list(found.edges), "loss": list(found.loss)}
+
+
+class Needles(_BothEnds):
+    """needle.jsonl: what is found in long texts as the model comes into a stage and as it leaves it.
+
+    The lengths are the recipe's, for every stage: between one stage's "after" and the next one's "before" there is only
+    the change of rotary settings. Nothing is looked for unless the recipe names lengths.
+    """
+
+    log = "needle.jsonl"
+
+    def measured(self, trainer: Trainer, when: str) -> dict[str, Any] | None:
         monitor = self.s.recipe.monitor
-        if not monitor.needle_lengths:
-            return
+        if not monitor.needle_lengths or not trainer.step:  # the run's beginning knows nothing yet
+            return None
         depths = even_depths(monitor.needle_depths)
         grid = needle_grid(
             trainer.model, self._form(), monitor.needle_lengths, depths, monitor.needle_trials
         )
-        line = {"step": trainer.step, "stage": self.s.stage.name, "when": when}
-        self.s.folder.append("needle.jsonl", line | grid.to_dict())
         self.s.say(f"{when} {self.s.stage.name}: {100 * grid.share():.0f} % of the needles found")
+        return grid.to_dict()
 
     def _form(self) -> Form:
         data = self.s.data
