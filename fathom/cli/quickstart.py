@@ -30,8 +30,8 @@ def quickstart() -> None:
 
 def next_steps() -> str:
     """The last sample, the figures, and what can be typed now."""
-    from fathom.runs.report_data import RunData
-    from fathom.runs.report_page import headline
+    from fathom.runs.report.data import RunData
+    from fathom.runs.report.page import headline
 
     data = RunData.read(FOLDER)
     lines = [""]

@@ -7,7 +7,7 @@ from typing import Any
 
 from fathom.errors import FathomError
 from fathom.runs.recipe import Recipe
-from fathom.runs.report_figure import pyplot
+from fathom.runs.report.figure import pyplot
 from fathom.runs.schedule_panels import HEIGHT, LABELS, Colours, Schedules, draw_panels
 from fathom.runs.token_axis import TokenAxis
 

@@ -15,11 +15,11 @@ import pytest
 
 from fathom.errors import FathomError
 from fathom.runs.report import write_report
-from fathom.runs.report_data import RunData, final_mean, read_lines
-from fathom.runs.report_figure import smoothed
-from fathom.runs.report_html import flat
-from fathom.runs.report_load import MOST_BLOCKS, chosen_blocks
-from fathom.runs.report_page import headline
+from fathom.runs.report.data import RunData, final_mean, read_lines
+from fathom.runs.report.figure import smoothed
+from fathom.runs.report.html import flat
+from fathom.runs.report.load import MOST_BLOCKS, chosen_blocks
+from fathom.runs.report.page import headline
 
 BLOCKS, EXPERTS = 3, 4
 

@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 
 from fathom.runs.report import write_report
-from fathom.runs.report_context import position_panels
-from fathom.runs.report_data import RunData
-from fathom.runs.report_page import headline
-from fathom.runs.report_schedules import schedules_as_run, tokens_asked, tokens_by_source
-from fathom.runs.report_sections import context, data_seen, schedules, spikes
+from fathom.runs.report.context import position_panels
+from fathom.runs.report.data import RunData
+from fathom.runs.report.page import headline
+from fathom.runs.report.schedules import schedules_as_run, tokens_asked, tokens_by_source
+from fathom.runs.report.sections import context, data_seen, schedules, spikes
 from tests.runs.staged_run import SPIKES, STAGES, write_staged_run
 from tests.runs.test_report import outline, step_line, write_jsonl, write_run
 

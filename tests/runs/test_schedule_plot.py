@@ -92,7 +92,7 @@ def test_a_file_that_cannot_be_drawn_is_one_clear_error(tmp_path: Path, name: st
 
 
 def test_borders_are_drawn_between_stages_only() -> None:
-    from fathom.runs.report_figure import pyplot
+    from fathom.runs.report.figure import pyplot
 
     plt = pyplot()
     drawing, axes = plt.subplots()

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from html import escape
 from typing import Any
 
-from fathom.runs.report_data import Line
+from fathom.runs.report.data import Line
 
 
 def framed(svg: str, caption: str, wide: bool = False) -> str:

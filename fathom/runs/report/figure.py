@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from fathom.errors import FathomError
-from fathom.runs.report_data import RunData
+from fathom.runs.report.data import RunData
 
 INK = {
     "#010101": "var(--ink)",

@@ -8,8 +8,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from fathom.runs.folder import RunFolder
-from fathom.runs.report_data import RunData
-from fathom.runs.report_page import page
+from fathom.runs.report.data import RunData
+from fathom.runs.report.page import document
 
 REPORT = "report.html"
 
@@ -21,5 +21,5 @@ def write_report(run_dir: str | Path) -> Path:
     touched.
     """
     folder = RunFolder(run_dir)
-    folder.write(REPORT, page(RunData.read(folder.path)))
+    folder.write(REPORT, document(RunData.read(folder.path)))
     return folder.path / REPORT

@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from fathom.runs.report_data import RunData
-from fathom.runs.report_figure import FAINT, ONE, TEXT, WIDE, figure, finish
+from fathom.runs.report.data import RunData
+from fathom.runs.report.figure import FAINT, ONE, TEXT, WIDE, figure, finish
 from fathom.runs.schedule_panels import HEIGHT, LABELS, Colours, Schedules, draw_panels
 from fathom.runs.token_axis import TokenAxis, stages_of
 

@@ -7,11 +7,10 @@ from pathlib import Path
 
 from fathom import __version__
 from fathom.planning.describe import duration, human
-from fathom.runs import report_curves as curves
-from fathom.runs import report_load as load
-from fathom.runs.report_data import RunData, final_mean, series
-from fathom.runs.report_html import details, facts_table, framed
-from fathom.runs.report_sections import SKIPPED, context, data_seen, schedules, spikes
+from fathom.runs.report import curves, load
+from fathom.runs.report.data import RunData, final_mean, series
+from fathom.runs.report.html import details, facts_table, framed
+from fathom.runs.report.sections import SKIPPED, context, data_seen, schedules, spikes
 
 POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
 """The page may fetch nothing and run nothing, whatever stands in the model's samples."""
@@ -19,7 +18,7 @@ POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
 Card = tuple[str, str, str]
 
 
-def page(run: RunData) -> str:
+def document(run: RunData) -> str:
     """The whole document."""
     style = (Path(__file__).parent / "report.css").read_text(encoding="utf-8")
     body = "\n".join(

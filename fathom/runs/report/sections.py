@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 from fathom.planning.describe import human
-from fathom.runs import report_context as pictures
-from fathom.runs import report_schedules as drawn
-from fathom.runs.report_data import Line, RunData
-from fathom.runs.report_html import details, framed, rows_table
+from fathom.runs.report import context as pictures
+from fathom.runs.report import schedules as drawn
+from fathom.runs.report.data import Line, RunData
+from fathom.runs.report.html import details, framed, rows_table
 
 SKIPPED = ("skip", "rollback")
 """Actions of the guard after which nothing is learnt from a step."""

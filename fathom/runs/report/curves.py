@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from fathom.runs.report_data import RunData, series
-from fathom.runs.report_figure import (
+from fathom.runs.report.data import RunData, series
+from fathom.runs.report.figure import (
     HALF,
     ONE,
     THREE,

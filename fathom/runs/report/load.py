@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from fathom.runs.report_data import RunData, even
-from fathom.runs.report_figure import HALF, ONE, TEXT, TWO, colour_bar, figure, finish, two_lines
+from fathom.runs.report.data import RunData, even
+from fathom.runs.report.figure import HALF, ONE, TEXT, TWO, colour_bar, figure, finish, two_lines
 
 ON_PALE = "#1d2129"
 """Ink of letters on an image, whose colours do not change with the page."""

@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from fathom.runs.report_data import Line, RunData
-from fathom.runs.report_figure import ONE, TEXT, TWO, colour_bar, figure, plain_ticks
+from fathom.runs.report.data import Line, RunData
+from fathom.runs.report.figure import ONE, TEXT, TWO, colour_bar, figure, plain_ticks
 
 COLUMNS = 3
 MOST_WRITTEN = 90
