@@ -10,7 +10,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from fathom.planning.describe import duration
 from fathom.runs.recipe import Recipe
-from fathom.runs.setting import Progress as StepProgress
+from fathom.runs.setting import StepProgress
 
 PLAIN_LINES = 100
 """About how many progress lines a run prints where there is no terminal."""

@@ -14,7 +14,7 @@ from typing import Any
 from fathom.planning import flops_per_token
 from fathom.runs.folder import SPIKES
 from fathom.runs.looking import HeldOutLoss, LossByPosition, Needles, Samples
-from fathom.runs.setting import Progress, Setting
+from fathom.runs.setting import Setting, StepProgress
 from fathom.train.evaluate import bits_per_byte
 from fathom.train.loop import Callback, StepRecord, Trainer
 
@@ -58,7 +58,7 @@ class Metrics:
         self.recent = [*self.recent[-19:], time.perf_counter() - self.last]
         self.last = time.perf_counter()
         eta = (self.s.recipe.steps - trainer.step) * sum(self.recent) / len(self.recent)
-        self.s.show(Progress(trainer.step, self.s.recipe.steps, _shown(line), eta))
+        self.s.show(StepProgress(trainer.step, self.s.recipe.steps, _shown(line), eta))
 
     def _line(self, trainer: Trainer, record: StepRecord) -> dict:
         m = record.moment

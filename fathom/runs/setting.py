@@ -16,7 +16,7 @@ from fathom.train.loop import Trainer
 
 
 @dataclass(frozen=True)
-class Progress:
+class StepProgress:
     """One step for whoever shows it."""
 
     step: int
@@ -25,7 +25,7 @@ class Progress:
     eta_seconds: float
 
 
-Show = Callable[[Progress], None]
+Show = Callable[[StepProgress], None]
 
 
 @dataclass

@@ -7,9 +7,15 @@ import pytest
 from fathom.cli import main
 
 
-def call(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, str, str]:
-    """Exit status, stdout and stderr of `fathom ARGUMENTS`."""
+def status_of(*arguments: object) -> int:
+    """Exit status of `fathom ARGUMENTS`."""
     with pytest.raises(SystemExit) as left:
         main([str(argument) for argument in arguments])
+    return int(left.value.code or 0)
+
+
+def call(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, str, str]:
+    """Exit status, stdout and stderr of `fathom ARGUMENTS`."""
+    status = status_of(*arguments)
     out, err = capsys.readouterr()
-    return int(left.value.code or 0), out, err
+    return status, out, err

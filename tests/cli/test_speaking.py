@@ -14,11 +14,11 @@ import torch
 import fathom
 from fathom.cli.chat import Conversation, Form
 from fathom.cli.console import show
-from fathom.cli.main import main
 from fathom.cli.opening import open_speaker
 from fathom.data import Tokenizer
 from fathom.data.chat import chat_ids
 from fathom.inference import Sampling, generate
+from tests.cli.calling import status_of
 
 CORPUS = ["def greet(name):\n    return f'Hello, {name}!'\n" * 30]
 
@@ -53,12 +53,6 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def call(*arguments: object) -> int:
-    with pytest.raises(SystemExit) as left:
-        main([str(a) for a in arguments])
-    return int(left.value.code or 0)
-
-
 def ask(run: Path, *options: object) -> list[object]:
     return [
         "generate",
@@ -76,9 +70,9 @@ def ask(run: Path, *options: object) -> list[object]:
 def test_generate_prints_the_prompt_and_its_continuation(
     run: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert call(*ask(run, "--seed", 1, "--json")) == 0
+    assert status_of(*ask(run, "--seed", 1, "--json")) == 0
     report = json.loads(capsys.readouterr().out)
-    assert call(*ask(run / "model", "--seed", 1)) == 0
+    assert status_of(*ask(run / "model", "--seed", 1)) == 0
     assert capsys.readouterr().out == f"def greet{report['text']}\n"
     assert (
         report["new_tokens"] == len(report["token_ids"]) == 12
@@ -92,14 +86,14 @@ def test_generate_prints_the_prompt_and_its_continuation(
 def test_generate_with_its_own_seed_can_be_repeated(
     run: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    call(*ask(run, "--json"))
+    status_of(*ask(run, "--json"))
     first = json.loads(capsys.readouterr().out)
-    call(*ask(run, "--json", "--seed", first["seed"]))
+    status_of(*ask(run, "--json", "--seed", first["seed"]))
     assert json.loads(capsys.readouterr().out)["token_ids"] == first["token_ids"]
 
 
 def test_greedy_generate_equals_the_library(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    call(*ask(run, "--json", "--temperature", 0))
+    status_of(*ask(run, "--json", "--temperature", 0))
     ids = json.loads(capsys.readouterr().out)["token_ids"]
     tokenizer = Tokenizer.load(run / "model")
     expected = generate(
@@ -113,9 +107,8 @@ def test_greedy_generate_equals_the_library(run: Path, capsys: pytest.CaptureFix
 def test_without_a_length_the_context_is_not_exceeded(
     run: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert (
-        call("generate", run, "--prompt", "x " * 10, "--json", "--seed", 0, "--device", "cpu") == 0
-    )
+    asked = ("--prompt", "x " * 10, "--json", "--seed", 0, "--device", "cpu")
+    assert status_of("generate", run, *asked) == 0
     report = json.loads(capsys.readouterr().out)
     assert report["prompt_tokens"] + report["new_tokens"] <= 64
 
@@ -134,7 +127,7 @@ def test_without_a_length_the_context_is_not_exceeded(
 def test_one_line_for_what_cannot_be(
     run: Path, options: list[object], message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert call(*ask(run, *options)) == 2
+    assert status_of(*ask(run, *options)) == 2
     captured = capsys.readouterr()
     assert message in captured.err and captured.err.count("\n") == 1 and captured.out == ""
 
@@ -146,7 +139,7 @@ def test_folders_without_a_model(tmp_path: Path, capsys: pytest.CaptureFixture[s
         (".", "neither a run"),
         ("run", "neither a run folder nor an exported directory"),
     ]:
-        assert call(*ask(tmp_path / place)) == 2
+        assert status_of(*ask(tmp_path / place)) == 2
         assert message in capsys.readouterr().err
 
 
@@ -180,7 +173,7 @@ def test_chat_with_a_base_model_says_so_and_continues_text(
         "def greet", "", KeyboardInterrupt, "/reset", "", "x " * 200, "/exit", "never read"
     )
     monkeypatch.setattr(builtins, "input", lines)
-    assert call("chat", run, "--max-new-tokens", 8, "--seed", 0, "--device", "cpu") == 0
+    assert status_of("chat", run, "--max-new-tokens", 8, "--seed", 0, "--device", "cpu") == 0
     out = capsys.readouterr().out
     assert "base model" in out and "never taught to chat" in out and "context of 64 tokens" in out
     assert out.count("/exit or Ctrl-D leaves") == 2  # greeting, and Ctrl-C at the prompt
@@ -192,7 +185,7 @@ def test_end_of_input_leaves(
     run: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(builtins, "input", typed())
-    assert call("chat", run, "--device", "cpu") == 0
+    assert status_of("chat", run, "--device", "cpu") == 0
 
 
 def test_chat_form_grows_the_released_conversation(run: Path) -> None:
@@ -223,7 +216,7 @@ def test_ctrl_c_stops_an_answer_and_the_talk_goes_on(
 
     monkeypatch.setattr(Conversation, "answer", interrupted)
     monkeypatch.setattr(builtins, "input", typed("def", "/exit"))
-    assert call("chat", run, "--device", "cpu") == 0
+    assert status_of("chat", run, "--device", "cpu") == 0
     assert "[stopped]" in capsys.readouterr().out
 
 
@@ -234,7 +227,7 @@ def test_a_model_that_was_taught_to_chat(
     before = settings.read_text()
     settings.write_text(json.dumps(json.loads(before) | {"fathom_chat": True}))
     monkeypatch.setattr(builtins, "input", typed("hello"))
-    assert call("chat", run, "--max-new-tokens", 3, "--device", "cpu") == 0
+    assert status_of("chat", run, "--max-new-tokens", 3, "--device", "cpu") == 0
     settings.write_text(before)
     out = capsys.readouterr().out
     assert "base model" not in out and "goes on from there" not in out

@@ -15,13 +15,13 @@ import pytest
 import torch
 
 import fathom
-from fathom.cli import main
 from fathom.data import TokenData, Tokenizer
 from fathom.errors import CheckpointError, FathomError
 from fathom.runs import execute, saving
 from fathom.runs.recipe import Recipe, load_recipe
 from fathom.runs.tables import to_toml
 from fathom.train import checkpoint, loop
+from tests.cli.calling import call, status_of
 from tests.runs.killing import forked_runs
 from tests.runs.tiny import (
     LOGS,
@@ -252,16 +252,12 @@ def test_ctrl_c_saves_says_how_to_go_on_and_leaves_with_130(
         return real(*given)
 
     monkeypatch.setattr(loop, "clip", press_ctrl_c)
-    with pytest.raises(SystemExit) as left:
-        main(command)
-    said = capsys.readouterr().out
-    assert left.value.code == 130
+    status, said, _ = call(capsys, *command)
+    assert status == 130
     assert "the same command goes on from step 6" in said
     kept = checkpoint.checkpoints(tmp_path / "run" / "checkpoints")
     assert [path.name for path in kept] == ["step-4", "step-6"]
-    with pytest.raises(SystemExit) as left:
-        main(command)
-    assert left.value.code == 0 and len(steps) == STEPS, "no step twice"
+    assert status_of(*command) == 0 and len(steps) == STEPS, "no step twice"
     assert_same(tmp_path / "run", finished)
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
