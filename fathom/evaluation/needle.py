@@ -75,7 +75,7 @@ def needle_grid(
     lengths in tokens, answer included; depths between 0 and 1. The model is left in the mode in which it came.
     Raises `FathomError` for what it cannot read.
     """
-    check_grid(model, lengths, depths, trials)
+    check(model, lengths, depths, trials)
     was_training = model.training
     model.eval()
     total, read, found = sum(lengths) * len(depths) * trials, 0, []
@@ -93,9 +93,7 @@ def needle_grid(
     return Grid(tuple(lengths), tuple(depths), tuple(found), trials)
 
 
-def check_grid(
-    model: Transformer, lengths: Sequence[int], depths: Sequence[float], trials: int
-) -> None:
+def check(model: Transformer, lengths: Sequence[int], depths: Sequence[float], trials: int) -> None:
     """Raise `FathomError` for a grid without cells or one that does not fit the model."""
     limit = model.config.max_position_embeddings
     if not lengths or not depths or trials < 1:
