@@ -108,6 +108,7 @@ def test_what_goes_wrong_in_the_thread_is_heard_of() -> None:
 
 
 @pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 def test_from_a_gpu_it_is_the_same() -> None:
     averages = []
     for device in ("cpu", "cuda"):
