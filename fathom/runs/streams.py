@@ -40,7 +40,7 @@ class _Streams:
         origin, *_ = self._same_stream(index)
         rings = {}
         for number, name in enumerate(sorted(weights) or [ALL]):
-            tokens = self.data.tokens("train", None if name == ALL else name)
+            tokens = self.data.tokens("train", name if weights else None)
             documents = tokens.documents if self.recipe.data.isolate else None
             seed = self.recipe.seed + origin
             rings[name] = Ring(tokens, stage.seq_len, seed, number, documents)

@@ -104,6 +104,16 @@ def test_documents_are_told_apart_on_request() -> None:
     assert stage_loader(recipe({"steps": 3}), 0, data()).batch(0, 4).document_ids is None
 
 
+def test_a_source_may_be_called_all() -> None:
+    known = SOURCES["en"]
+    named = SimpleNamespace(
+        names=("all", "zh"),
+        manifest={"weights": {"all": 1.0, "zh": 1.0}},
+        tokens=lambda side, source=None: {"all": known, "zh": SOURCES["zh"]}[source],
+    )
+    assert stage_loader(recipe({"steps": 3}), 0, named).rings["all"].tokens is known
+
+
 def test_a_source_that_is_not_there() -> None:
     wrong = recipe({"steps": 3, "weights": {"fr": 1.0}})
     with pytest.raises(RecipeError, match=r"stage s0 weighs a source 'fr'.*there are en, zh, code"):
