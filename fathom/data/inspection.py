@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from fathom.data.manifest import OPENED, read_manifest
+from fathom.data.manifest import home
 from fathom.data.prepared import TokenData
 from fathom.data.result import FILES, REJECTS
 from fathom.data.shards import Tokens
@@ -59,7 +59,7 @@ def samples(
     folder: Path, data: TokenData, side: str, source: str, count: int, most: int
 ) -> Iterator[Sample]:
     """`count` documents of one source at even distances; of each at most `most` tokens."""
-    names = json.loads((_home(folder) / FILES).read_text(encoding="utf-8"))[source]
+    names = json.loads((home(folder) / FILES).read_text(encoding="utf-8"))[source]
     tokens = data.tokens(side, source)
     number = len(tokens.documents) - 1
     for i in sorted({number * k // count for k in range(count)} if number else set()):
@@ -74,15 +74,10 @@ def reject_summary(folder: Path) -> tuple[Counter[tuple[str, str, str]], dict[tu
     """(how many by source, kind and reason, the first line of each); reasons with numbers in them count as one kind."""
     counts: Counter[tuple[str, str, str]] = Counter()
     first: dict[tuple, dict] = {}
-    with open(_home(folder) / REJECTS, encoding="utf-8") as file:
+    with open(home(folder) / REJECTS, encoding="utf-8") as file:
         for line in map(json.loads, file):
             reason = line["reason"] if line["kind"] == "unreadable" else ""
             key = (line["source"], line["kind"], reason)
             counts[key] += 1
             first.setdefault(key, line)
     return counts, first
-
-
-def _home(folder: Path) -> Path:
-    """Where the files lie: elsewhere for the data folder of a run on data that was prepared before."""
-    return Path(read_manifest(folder).get(OPENED, folder))
