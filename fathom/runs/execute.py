@@ -23,6 +23,7 @@ from fathom.model import Transformer
 from fathom.runs.callbacks import begin_stage, spike_line, stage_callbacks
 from fathom.runs.environment import DECISIVE, environment
 from fathom.runs.folder import SPIKES, RunFolder
+from fathom.runs.looking import check_needles
 from fathom.runs.machine import check_memory
 from fathom.runs.recipe import Recipe, Stage
 from fathom.runs.saving import resume_run, save_run
@@ -61,6 +62,7 @@ class Run:
         self._write_environment(dtype)
         self.data = self._prepare()
         self.trainer = self._start()
+        self._check_stages()
         self._resume()
         self._go_on()
         self.peak_flops = matmul_rate(self.device, dtype or torch.float32)
@@ -109,6 +111,12 @@ class Run:
         model.set_compute_dtype(dtype)
         model.set_recompute(self.recipe.precision.recompute)
         return model
+
+    def _check_stages(self) -> None:
+        """Refuse now what would otherwise end the run when a later stage begins or ends."""
+        for index in range(len(self.recipe.stages)):
+            stage_loader(self.recipe, index, self.data)
+        check_needles(self.recipe, self.trainer.model, self.data)
 
     def _resume(self) -> None:
         remove_unfinished(self.folder.checkpoints)
