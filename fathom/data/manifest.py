@@ -13,6 +13,8 @@ MANIFEST = "manifest.json"
 FORMAT = 2
 OPENED = "opened_from"
 """Key of a manifest whose tokens lie in another folder."""
+_NEEDED = ("weights", "tokenizer_fingerprint", "dtype", "bytes", "tokens", "sources", "shards")
+"""What nothing can be opened without."""
 
 
 def is_prepared(folder: Path) -> bool:
@@ -28,6 +30,8 @@ def read_manifest(folder: Path) -> dict[str, Any]:
             raise DataError(
                 f"{folder} was prepared by another version of fathom; remove it and prepare again"
             )
+        for key in _NEEDED:
+            manifest[key]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise DataError(
             f"{folder} is not prepared data (no sound {MANIFEST}); prepare it again"

@@ -17,6 +17,7 @@ from fathom.data.sources import Document
 from fathom.errors import DataError
 
 DOCUMENTS, TAIL = "documents", "tail"
+_SEEDS = 10**50  # what a key of blake2b, 64 bytes, has room for
 
 
 @dataclass(frozen=True)
@@ -49,6 +50,8 @@ class Split:
             raise DataError(
                 f"held_out={self.held_out} must lie between 0 and 1; 0.05 holds out a twentieth"
             )
+        if abs(self.seed) >= _SEEDS:
+            raise DataError(f"seed={self.seed} has more than 50 digits; choose a smaller one")
 
     def pieces(self, document: Document) -> Iterator[Piece]:
         """The document, or its head and its tail."""
