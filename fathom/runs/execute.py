@@ -147,8 +147,13 @@ class Run:
         self.saved_step = trainer.step
 
     def _data_marks(self) -> dict[str, Any]:
-        """What tells this run's data from any other."""
-        return {"tokenizer": self.data.tokenizer.fingerprint, "text": self.data.fingerprint}
+        """What tells this run's data from any other. Weights that prepared text was given can be changed there."""
+        own = self.recipe.data.weights
+        return {
+            "tokenizer": self.data.tokenizer.fingerprint,
+            "text": self.data.fingerprint,
+            "mixture": {} if own else self.data.manifest["weights"],
+        }
 
     def reached(self) -> str:
         """Where a run that is called again will go on."""

@@ -53,7 +53,7 @@ def resume_run(trainer: Trainer, directory: Path, data: dict[str, Any], say: Say
         return False
     state = read_state(folder)
     trained_on = state.get("data", data)  # a checkpoint of an earlier version does not say
-    other = [key for key, value in data.items() if trained_on.get(key) != value]
+    other = [key for key, value in data.items() if trained_on.get(key, value) != value]
     if other:
         raise CheckpointError(
             f"checkpoint {folder} was trained on another {' and '.join(other)} than {directory.parent / 'data'} "

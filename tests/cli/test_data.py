@@ -93,6 +93,10 @@ def test_a_run_trains_on_it(
     assert data["opened_from"] == str(made[0])
     assert len((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()) == 12
     assert call(capsys, *arguments)[0] == 0
+    manifest = json.loads((made[0] / "manifest.json").read_text())
+    (made[0] / "manifest.json").write_text(json.dumps(manifest | {"weights": {"zh": 1}}))
+    status, _, err = call(capsys, *arguments)
+    assert status == 2 and "was trained on another mixture than" in err
 
 
 @pytest.mark.parametrize(
