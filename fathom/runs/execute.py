@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import signal
 import threading
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -171,13 +172,14 @@ class Run:
 
     def _roll_back(self, spike: RollBack) -> None:
         """Go back to the newest good checkpoint, or the start, and pass over the data seen since."""
-        tally, passed_over = self.trainer.guard.tally, self.trainer.passed_over
+        tally, passed_over = self.trainer.guard.tally, Counter(self.trainer.passed_over)
         self._resume()
         since = spike.sequences_since(self.trainer.step)
         line = spike_line(spike.record) | {"to": self.trainer.step, "passed_over": since}
         self.folder.append(SPIKES, line)
         self.trainer.guard.rolled_back(tally, self.trainer.step)
-        self.trainer.passed_over = passed_over + since
+        passed_over[spike.record.moment.stage] += since
+        self.trainer.passed_over = dict(passed_over)
         self._go_on()
         self.say(
             f"step {spike.record.moment.step} is rolled back: {spike}; {since} sequences are passed over"
@@ -203,7 +205,7 @@ def pretrain(run: Run, index: int, stage: Stage) -> bool:
     recipe, span = run.recipe, run.recipe.spans[index]
     run.trainer.model.set_rope_scaling(recipe.at(step=span.first_step + 1).rope_scaling)
     plan = StagePlan(
-        loader=stage_loader(recipe, index, run.data),
+        loader=stage_loader(recipe, index, run.data, run.trainer.passed_over),
         micro_batch=stage.micro_batch or stage.batch,
         first_sequence=span.sequences_before,
         last_step=span.last_step,

@@ -63,7 +63,7 @@ def resume_run(trainer: Trainer, directory: Path, data: dict[str, Any], say: Say
     read_tensors(folder, tensors)
     torch.set_rng_state(tensors["random.cpu"])
     trainer.step, trainer.tokens = state["step"], state["tokens"]
-    trainer.passed_over = state.get("passed_over", 0)
+    trainer.passed_over = state.get("passed_over") or {}
     trainer.guard.restore(state.get("guard", {}))
     if trainer.ema:
         trainer.ema.updates = state["ema_updates"]

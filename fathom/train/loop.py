@@ -35,8 +35,8 @@ class Trainer:
     ema: Ema | None = None
     step: int = 0
     tokens: int = 0
-    passed_over: int = 0
-    """Sequences that roll-backs took out of the stream of data."""
+    passed_over: dict[str, int] = field(default_factory=dict)
+    """Sequences that roll-backs took out of what a stage reads, by the stage's name."""
 
     @classmethod
     def start(
@@ -136,9 +136,11 @@ def train_stage(trainer: Trainer, plan: StagePlan, callbacks: Sequence[Callback]
 def train_step(trainer: Trainer, plan: StagePlan, reader: Ahead, step: int) -> StepRecord:
     """Read, differentiate, judge, and learn from the step if it is sound."""
     started = time.perf_counter()
-    moment, rows = plan.moment(step), plan.rows(step, trainer.passed_over)
+    moment = plan.moment(step)
+    passed_over = trainer.passed_over.get(moment.stage, 0)
+    rows = plan.rows(step, passed_over)
     assert rows is not None
-    batch = reader.batch(rows, then=plan.rows(step + 1, trainer.passed_over))
+    batch = reader.batch(rows, then=plan.rows(step + 1, passed_over))
     found = accumulate_gradients(trainer.model, batch, plan.micro_batch, moment)
     grad_norm = clip(trainer.model, trainer.optim.clip_norm).item()
     verdict = trainer.guard.judge(moment, found.main.item(), found.total.item(), grad_norm)
