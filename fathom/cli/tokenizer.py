@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -59,6 +60,9 @@ def _train(sources: list[str], out: Path, vocab_size: int, read_at_most: int) ->
         raise FathomError(
             f"{out} already holds a tokenizer; choose another folder or remove this one"
         )
+    there = next(place for place in (out, *out.parents) if place.exists())
+    if not there.is_dir() or not os.access(there, os.W_OK):
+        raise FathomError(f"{there} is no folder that can be written to; choose another --out")
     trained = train_on(sources, vocab_size, lambda line: print(line, flush=True), read_at_most)
     trained.tokenizer.save(out)
     print(_summary(trained, out))

@@ -5,15 +5,17 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from fathom.data.manifest import OPENED, read_manifest
+from fathom.data.manifest import home
 from fathom.data.prepared import TokenData
 from fathom.data.result import FILES, REJECTS
 from fathom.data.shards import Tokens
+from fathom.errors import DataError
 
 _AT_ONCE = 4_000_000
 
@@ -59,7 +61,8 @@ def samples(
     folder: Path, data: TokenData, side: str, source: str, count: int, most: int
 ) -> Iterator[Sample]:
     """`count` documents of one source at even distances; of each at most `most` tokens."""
-    names = json.loads((_home(folder) / FILES).read_text(encoding="utf-8"))[source]
+    with _said(home(folder) / FILES) as path:
+        names = json.loads(path.read_text(encoding="utf-8"))[source]
     tokens = data.tokens(side, source)
     number = len(tokens.documents) - 1
     for i in sorted({number * k // count for k in range(count)} if number else set()):
@@ -74,7 +77,7 @@ def reject_summary(folder: Path) -> tuple[Counter[tuple[str, str, str]], dict[tu
     """(how many by source, kind and reason, the first line of each); reasons with numbers in them count as one kind."""
     counts: Counter[tuple[str, str, str]] = Counter()
     first: dict[tuple, dict] = {}
-    with open(_home(folder) / REJECTS, encoding="utf-8") as file:
+    with _said(home(folder) / REJECTS) as path, open(path, encoding="utf-8") as file:
         for line in map(json.loads, file):
             reason = line["reason"] if line["kind"] == "unreadable" else ""
             key = (line["source"], line["kind"], reason)
@@ -83,6 +86,13 @@ def reject_summary(folder: Path) -> tuple[Counter[tuple[str, str, str]], dict[tu
     return counts, first
 
 
-def _home(folder: Path) -> Path:
-    """Where the files lie: elsewhere for the data folder of a run on data that was prepared before."""
-    return Path(read_manifest(folder).get(OPENED, folder))
+@contextmanager
+def _said(path: Path) -> Iterator[Path]:
+    """Within, a file that is missing or no sound JSON is a `DataError`."""
+    try:
+        yield path
+    except (OSError, ValueError, KeyError) as error:
+        raise DataError(
+            f"{path} is missing or damaged ({type(error).__name__}: {error}); {path.parent} can be trained on all the "
+            f"same, prepare it again to look into it"
+        ) from error

@@ -13,6 +13,8 @@ MANIFEST = "manifest.json"
 FORMAT = 2
 OPENED = "opened_from"
 """Key of a manifest whose tokens lie in another folder."""
+_NEEDED = ("weights", "tokenizer_fingerprint", "dtype", "bytes", "tokens", "sources", "shards")
+"""What nothing can be opened without."""
 
 
 def is_prepared(folder: Path) -> bool:
@@ -28,11 +30,25 @@ def read_manifest(folder: Path) -> dict[str, Any]:
             raise DataError(
                 f"{folder} was prepared by another version of fathom; remove it and prepare again"
             )
+        for key in _NEEDED:
+            manifest[key]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise DataError(
             f"{folder} is not prepared data (no sound {MANIFEST}); prepare it again"
         ) from error
     return manifest
+
+
+def home(folder: Path) -> Path:
+    """Where prepared data lies: in `folder`, or in the one that was opened there. `DataError` where that is gone."""
+    opened = read_manifest(folder).get(OPENED)
+    if opened is None:
+        return folder
+    if not is_prepared(Path(opened)):
+        raise DataError(
+            f"{folder} uses the prepared data in {opened}, where there is none now; put it back (a link will do)"
+        )
+    return home(Path(opened))
 
 
 def write_manifest(folder: Path, manifest: dict[str, Any]) -> None:
@@ -53,7 +69,12 @@ def note_opened(place: Path, folder: Path, manifest: dict[str, Any]) -> None:
 
 def check_same(folder: Path, settings: dict[str, Any]) -> None:
     """Raise `DataError` with the differences when the folder was made with other settings."""
-    made = read_manifest(folder)["settings"]
+    manifest = read_manifest(folder)
+    if OPENED in manifest:
+        raise DataError(
+            f"{folder} uses the prepared data in {home(folder)}; give that as the only source, or choose another folder"
+        )
+    made = manifest["settings"]
     different = [
         f"{key} {made.get(key)!r} there, {value!r} now"
         for key, value in settings.items()

@@ -20,13 +20,14 @@ from fathom.data.deduplication import NONE
 from fathom.data.making import Making, loaded_tokenizer
 from fathom.data.manifest import (
     check_same,
+    home,
     is_prepared,
     note_opened,
     read_manifest,
     write_manifest,
 )
 from fathom.data.normalise import DEFAULT_NORMALISATION
-from fathom.data.plan import Plan, Settings, settings_of
+from fathom.data.plan import TRAINED, Plan, Settings, settings_of
 from fathom.data.prepared import TokenData
 from fathom.data.progress import Say
 from fathom.data.rejects import Rejects
@@ -123,8 +124,11 @@ def _note_weights(place: Path, weights: dict[str, float]) -> None:
 def _open_prepared(
     place: Path, folder: Path, tokenizer: str, vocab_size: int | None, asked: dict[str, Any]
 ) -> TokenData:
-    """A folder prepared before, checked against what is asked for; noted in `place`."""
+    """A folder prepared before, checked against what is asked for; noted in `place`, with its tokenizer."""
+    folder = home(folder)
     made = read_manifest(folder)["settings"]
+    if tokenizer == "char" and made["tokenizer"] == "bpe":
+        asked = asked | {"tokenizer": tokenizer}
     for key, value in asked.items():
         if value and value != NONE and value != made[key]:
             raise DataError(
@@ -132,12 +136,13 @@ def _open_prepared(
                 f"{key} out"
             )
     wanted = None
-    if Path(tokenizer).exists():
+    if tokenizer not in TRAINED:
         wanted = loaded_tokenizer(tokenizer, vocab_size).fingerprint
     loaded_tokenizer(str(folder), vocab_size)
     data = TokenData.open(folder, wanted)
     if place.resolve() != folder.resolve():
         note_opened(place, folder, data.manifest)
+        data.tokenizer.save(place)  # for whoever speaks with a model that is trained here
     return data
 
 

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from fathom.data.encoding import SIDES
-from fathom.data.manifest import OPENED, read_manifest
+from fathom.data.manifest import home, read_manifest
 from fathom.data.packing import ShardRecord
 from fathom.data.shards import Tokens, open_shards, verify
 from fathom.data.tokenizer import Tokenizer
@@ -71,10 +71,8 @@ class TokenData:
         tokenizer_fingerprint: `Tokenizer.fingerprint` of the tokenizer it must have been made with, for example a
         model's. Raises `DataError` when the folder is not there or not whole, or its tokenizer is another.
         """
-        folder = Path(folder)
+        folder = home(Path(folder))
         manifest = read_manifest(folder)
-        if OPENED in manifest:
-            return cls.open(manifest[OPENED], tokenizer_fingerprint)
         tokenizer = _own_tokenizer(folder, manifest)
         _check_expected(folder, tokenizer, tokenizer_fingerprint)
         dtype = np.dtype(manifest["dtype"])

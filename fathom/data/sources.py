@@ -13,7 +13,7 @@ from pathlib import Path
 
 from fathom.data.readers import PartReader
 from fathom.data.rejects import Reject, Rejects
-from fathom.data.units import HUB, STDLIB, files_of, parts_of
+from fathom.data.units import HUB, STDLIB, as_text, files_of, parts_of
 from fathom.errors import DataError
 
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
@@ -51,6 +51,10 @@ def parse_sources(specifications: Sequence[str]) -> list[Source]:
 
 def _divide(specification: str) -> tuple[str, str]:
     """(NAME or "", PATH). What exists under the whole text is a path, also with a "=" in it."""
+    if as_text(specification) != specification:
+        raise DataError(
+            f"the source {as_text(specification)!r} is not UTF-8; rename it, or name the folder that it lies in"
+        )
     name, sign, path = specification.partition("=")
     if not sign or "/" in name or Path(specification).exists():
         name, path = "", specification

@@ -16,6 +16,7 @@ import numpy as np
 from fathom.errors import DataError
 
 DOCUMENTS, TAIL = "documents", "tail"
+_SEEDS = 10**50  # what a key of blake2b, 64 bytes, has room for
 
 
 @dataclass(frozen=True)
@@ -48,6 +49,8 @@ class Split:
             raise DataError(
                 f"held_out={self.held_out} must lie between 0 and 1; 0.05 holds out a twentieth"
             )
+        if abs(self.seed) >= _SEEDS:
+            raise DataError(f"seed={self.seed} has more than 50 digits; choose a smaller one")
 
     def pieces(self, text: str) -> Iterator[Piece]:
         """The document, or its head and its tail."""

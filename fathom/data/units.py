@@ -94,7 +94,7 @@ def files_of(source: str, rejects: Rejects) -> list[File]:
     if path.is_dir():
         return list(_folder(path, rejects))
     if path.is_file():
-        return [_file(path, path.name, kind_of(path) or "text")]
+        return [_file(path, as_text(path.name), kind_of(path) or "text")]
     raise DataError(
         f"{source!r} is neither a file nor a folder; give a path that exists, {STDLIB!r} for Python's own "
         f"library, or {HUB}NAME for a Hugging Face data set"
@@ -113,26 +113,34 @@ def kind_of(path: Path) -> str | None:
     return "text" if suffix in _TEXT_SUFFIXES else None
 
 
+def as_text(name: str) -> str:
+    """A file's name with bytes that are no UTF-8 as \\udc.., so that it can be shown and written down."""
+    return name.encode("utf-8", "backslashreplace").decode()
+
+
 def _file(path: Path, name: str, kind: str) -> File:
     found = path.stat()
     return File(str(path), name, kind, found.st_size, found.st_mtime_ns)
 
 
 def _folder(root: Path, rejects: Rejects) -> Iterator[File]:
-    for path in _walk(root, set()):
-        name, kind = path.relative_to(root).as_posix(), kind_of(path)
+    for path in _walk(root, set(), rejects):
+        name, kind = as_text(path.relative_to(root).as_posix()), kind_of(path)
         if kind is None:
             rejects.add("not a known kind of text file", name)
+            continue
+        if path.exists() and not path.is_file():  # a pipe: opening it may never end
+            rejects.add("not a file", name)
             continue
         try:
             yield _file(path, name, kind)
         except OSError as error:  # a link that leads nowhere
-            rejects.add("not readable", name, str(error))
+            rejects.add("not readable", name, as_text(str(error)))
 
 
 def _stdlib() -> Iterator[File]:
     root = Path(sysconfig.get_paths()["stdlib"])
-    for path in _walk(root, _STDLIB_WITHOUT):
+    for path in _walk(root, _STDLIB_WITHOUT, Rejects()):
         if path.suffix == ".py" and not _built_here(path):
             yield _file(path, f"{STDLIB}/{path.relative_to(root).as_posix()}", "text")
 
@@ -142,11 +150,19 @@ def _built_here(path: Path) -> bool:
     return path.name.startswith("_sysconfigdata") or path.parent.name.startswith("config-")
 
 
-def _walk(root: Path, without: set[str]) -> Iterator[Path]:
-    """Files under `root`, sorted by path, hidden ones left out."""
+def _walk(root: Path, without: set[str], rejects: Rejects) -> Iterator[Path]:
+    """Files under `root`, sorted by path, hidden ones left out. Links to folders, which may lead in circles, are
+    rejects like folders that cannot be read."""
     skipped = _NEVER_ENTERED | without
-    for folder, subfolders, files in os.walk(root):
+
+    def told(error: OSError) -> None:
+        rejects.add("folder not readable", as_text(str(error.filename)), error.strerror or "")
+
+    for folder, subfolders, files in os.walk(root, onerror=told):
         subfolders[:] = sorted(s for s in subfolders if s not in skipped and not s.startswith("."))
+        for link in (s for s in subfolders if Path(folder, s).is_symlink()):
+            name = as_text(Path(folder, link).relative_to(root).as_posix())
+            rejects.add("link to a folder, not followed", name)
         yield from (Path(folder, name) for name in sorted(files) if not name.startswith("."))
 
 

@@ -75,7 +75,7 @@ def needle_grid(
     lengths in tokens, answer included; depths between 0 and 1. The model is left in the mode in which it came.
     Raises `FathomError` for what it cannot read.
     """
-    check(model, lengths, depths, trials)
+    check(model, form, lengths, depths, trials)
     was_training = model.training
     model.eval()
     total, read, found = sum(lengths) * len(depths) * trials, 0, []
@@ -93,8 +93,14 @@ def needle_grid(
     return Grid(tuple(lengths), tuple(depths), tuple(found), trials)
 
 
-def check(model: Transformer, lengths: Sequence[int], depths: Sequence[float], trials: int) -> None:
-    """Raise `FathomError` for a grid without cells or one that does not fit the model."""
+def check(
+    model: Transformer,
+    form: Form,
+    lengths: Sequence[int],
+    depths: Sequence[float],
+    trials: int,
+) -> None:
+    """Raise `FathomError` for a grid without cells, one that does not fit the model, or one without room."""
     limit = model.config.max_position_embeddings
     if not lengths or not depths or trials < 1:
         raise FathomError(
@@ -106,6 +112,7 @@ def check(model: Transformer, lengths: Sequence[int], depths: Sequence[float], t
         )
     if not all(0 <= depth <= 1 for depth in depths):
         raise FathomError(f"depths {list(depths)} must lie between 0 and 1; 0 is the beginning")
+    build(form.puzzle(Random(0)), min(lengths), depths[0])
 
 
 def _batches(

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import signal
 import threading
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -25,6 +26,7 @@ from fathom.model import Transformer
 from fathom.runs.callbacks import begin_stage, spike_line, stage_callbacks
 from fathom.runs.environment import DECISIVE, environment
 from fathom.runs.folder import SPIKES, RunFolder
+from fathom.runs.looking import check_needles
 from fathom.runs.machine import check_memory
 from fathom.runs.recipe import Recipe, Stage
 from fathom.runs.saving import resume_run, save_run
@@ -63,6 +65,7 @@ class Run:
         self._write_environment(dtype)
         self.data = self._prepare()
         self.trainer = self._start()
+        self._check_stages()
         self._resume()
         self._go_on()
         self.peak_flops = matmul_rate(self.device, dtype or torch.float32)
@@ -112,6 +115,12 @@ class Run:
         model.set_recompute(self.recipe.precision.recompute)
         return model
 
+    def _check_stages(self) -> None:
+        """Refuse now what would otherwise end the run when a later stage begins or ends."""
+        for index in range(len(self.recipe.stages)):
+            stage_loader(self.recipe, index, self.data)
+        check_needles(self.recipe, self.trainer.model, self.data)
+
     def _resume(self) -> None:
         remove_unfinished(self.folder.checkpoints)
         if resume_run(self.trainer, self.folder.checkpoints, self._data_marks(), self.say):
@@ -141,8 +150,13 @@ class Run:
         self.saved_step = trainer.step
 
     def _data_marks(self) -> dict[str, Any]:
-        """What tells this run's data from any other."""
-        return {"tokenizer": self.data.tokenizer.fingerprint, "text": self.data.fingerprint}
+        """What tells this run's data from any other. Weights that prepared text was given can be changed there."""
+        own = self.recipe.data.weights
+        return {
+            "tokenizer": self.data.tokenizer.fingerprint,
+            "text": self.data.fingerprint,
+            "mixture": {} if own else self.data.manifest["weights"],
+        }
 
     def reached(self) -> str:
         """Where a run that is called again will go on."""
@@ -160,13 +174,14 @@ class Run:
 
     def _roll_back(self, spike: RollBack) -> None:
         """Go back to the newest good checkpoint, or the start, and pass over the data seen since."""
-        tally, passed_over = self.trainer.guard.tally, self.trainer.passed_over
+        tally, passed_over = self.trainer.guard.tally, Counter(self.trainer.passed_over)
         self._resume()
         since = spike.sequences_since(self.trainer.step)
         line = spike_line(spike.record) | {"to": self.trainer.step, "passed_over": since}
         self.folder.append(SPIKES, line)
         self.trainer.guard.rolled_back(tally, self.trainer.step)
-        self.trainer.passed_over = passed_over + since
+        passed_over[spike.record.moment.stage] += since
+        self.trainer.passed_over = dict(passed_over)
         self._go_on()
         self.say(
             f"step {spike.record.moment.step} is rolled back: {spike}; {since} sequences are passed over"
@@ -192,7 +207,7 @@ def pretrain(run: Run, index: int, stage: Stage) -> bool:
     recipe, span = run.recipe, run.recipe.spans[index]
     run.trainer.model.set_rope_scaling(recipe.at(step=span.first_step + 1).rope_scaling)
     plan = StagePlan(
-        loader=stage_loader(recipe, index, run.data),
+        loader=stage_loader(recipe, index, run.data, run.trainer.passed_over),
         micro_batch=stage.micro_batch or stage.batch,
         first_sequence=span.sequences_before,
         last_step=span.last_step,

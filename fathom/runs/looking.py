@@ -8,8 +8,12 @@ from __future__ import annotations
 import math
 from typing import Any
 
+from fathom.data.prepare import TokenData
 from fathom.evaluation import Form, Pairs, PassKey, even_depths, needle_grid
+from fathom.evaluation.needle import check
 from fathom.inference import Sampling, generate
+from fathom.model import Transformer
+from fathom.runs.recipe import Recipe
 from fathom.runs.setting import Setting
 from fathom.train.evaluate import HeldOut, evaluate
 from fathom.train.loop import StepRecord, Trainer
@@ -137,14 +141,24 @@ class Needles(_BothEnds):
         if not monitor.needle_lengths or not trainer.step:  # the run's beginning knows nothing yet
             return None
         depths = even_depths(monitor.needle_depths)
+        form = needle_form(self.s.recipe, self.s.data)
         grid = needle_grid(
-            trainer.model, self._form(), monitor.needle_lengths, depths, monitor.needle_trials
+            trainer.model, form, monitor.needle_lengths, depths, monitor.needle_trials
         )
         self.s.say(f"{when} {self.s.stage.name}: {100 * grid.share():.0f} % of the needles found")
         return grid.to_dict()
 
-    def _form(self) -> Form:
-        data = self.s.data
-        if self.s.recipe.monitor.needle_format == "pairs":
-            return Pairs(data.tokenizer)
-        return PassKey(data.tokenizer, data.held_out)
+
+def needle_form(recipe: Recipe, data: TokenData) -> Form:
+    """What the recipe hides. Raises `DataError` where the tokenizer has no characters for it."""
+    if recipe.monitor.needle_format == "pairs":
+        return Pairs(data.tokenizer)
+    return PassKey(data.tokenizer, data.held_out)
+
+
+def check_needles(recipe: Recipe, model: Transformer, data: TokenData) -> None:
+    """Raise `FathomError` for needles that could not be looked for; better before a stage than at its end."""
+    monitor = recipe.monitor
+    if monitor.needle_lengths:
+        depths, trials = even_depths(monitor.needle_depths), monitor.needle_trials
+        check(model, needle_form(recipe, data), monitor.needle_lengths, depths, trials)

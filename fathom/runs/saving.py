@@ -54,7 +54,7 @@ def resume_run(trainer: Trainer, directory: Path, data: dict[str, Any], say: Say
         return False
     state = read_state(folder)
     trained_on = state.get("data", data)  # a checkpoint of an earlier version does not say
-    other = [key for key, value in data.items() if trained_on.get(key) != value]
+    other = [key for key, value in data.items() if trained_on.get(key, value) != value]
     if other:
         raise CheckpointError(
             f"checkpoint {folder} was trained on another {' and '.join(other)} than {directory.parent / 'data'} "
@@ -64,7 +64,7 @@ def resume_run(trainer: Trainer, directory: Path, data: dict[str, Any], say: Say
     read_tensors(folder, tensors)
     torch.set_rng_state(tensors["random.cpu"])
     trainer.step, trainer.tokens = state["step"], state["tokens"]
-    trainer.passed_over = state.get("passed_over", 0)
+    trainer.passed_over = state.get("passed_over") or {}
     trainer.guard.restore(state.get("guard", {}))
     if trainer.ema:
         trainer.ema.updates = state["ema_updates"]

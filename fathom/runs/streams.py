@@ -19,20 +19,22 @@ ALL = "all"
 """Name of the one ring where sources are not weighted."""
 
 
-def stage_loader(recipe: Recipe, index: int, data: TokenData) -> Loader:
-    """The loader of stage `index`.
+def stage_loader(
+    recipe: Recipe, index: int, data: TokenData, passed_over: Mapping[str, int] | None = None
+) -> Loader:
+    """The loader of stage `index`; `passed_over`: sequences that roll-backs took out of each stage, by its name.
 
     Sources have the stage's weights, else the recipe's, else those that the text was prepared with. Raises
     `RecipeError` for weights of a source that there is not.
     """
-    return _Streams(recipe, data).loader(index)
+    return _Streams(recipe, data, passed_over or {}).loader(index)
 
 
 class _Streams:
     """The streams of a run."""
 
-    def __init__(self, recipe: Recipe, data: TokenData) -> None:
-        self.recipe, self.data = recipe, data
+    def __init__(self, recipe: Recipe, data: TokenData, passed_over: Mapping[str, int]) -> None:
+        self.recipe, self.data, self.passed_over = recipe, data, passed_over
 
     def loader(self, index: int) -> Loader:
         stage, weights = self.recipe.stages[index], self._weights(index)
@@ -40,7 +42,7 @@ class _Streams:
         origin, *_ = self._same_stream(index)
         rings = {}
         for number, name in enumerate(sorted(weights) or [ALL]):
-            tokens = self.data.tokens("train", None if name == ALL else name)
+            tokens = self.data.tokens("train", name if weights else None)
             documents = tokens.documents if self.recipe.data.isolate else None
             seed = self.recipe.seed + origin
             rings[name] = Ring(tokens, stage.seq_len, seed, number, documents)
@@ -58,11 +60,12 @@ class _Streams:
         return [i for i, mark in enumerate(marks) if mark == marks[index]]
 
     def _begun(self, index: int) -> dict[str, int]:
-        """Sequences of each ring that earlier stages of the stream have read."""
+        """Sequences of each ring that earlier stages of the stream have read or passed over."""
         begun: Counter[str] = Counter()
         for earlier in self._same_stream(index)[:-1]:
             span, weights = self.recipe.spans[earlier], self._weights(earlier)
             sequences = span.sequences_before(span.last_step + 1)
+            sequences += self.passed_over.get(span.stage.name, 0)
             if weights:
                 begun.update(Mixture(weights, self.recipe.seed + earlier).before(sequences))
             else:

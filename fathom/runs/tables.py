@@ -9,6 +9,7 @@ import dataclasses
 import difflib
 import json
 import math
+import re
 import tomllib
 import types
 import typing
@@ -18,6 +19,7 @@ from typing import Any, TypeVar
 from fathom.errors import RecipeError
 
 T = TypeVar("T")
+_BARE_KEY = re.compile("[A-Za-z0-9_-]+")
 
 
 def build(cls: type[T], table: Mapping[str, Any], where: str) -> T:
@@ -104,7 +106,13 @@ def to_toml(content: Mapping[str, Any]) -> str:
 
 
 def _pairs(table: Mapping[str, Any]) -> str:
-    return "\n".join(f"{k} = {literal(v)}" for k, v in table.items() if v is not None)
+    return "\n".join(_entries(table))
+
+
+def _entries(table: Mapping[str, Any]) -> list[str]:
+    """`key = value` of all that is not None; a key with a dot in it (the name of a source) is one key all the same."""
+    named = {k if _BARE_KEY.fullmatch(k) else literal(k): v for k, v in table.items()}
+    return [f"{k} = {literal(v)}" for k, v in named.items() if v is not None]
 
 
 def literal(value: Any) -> str:
@@ -114,8 +122,7 @@ def literal(value: Any) -> str:
     if isinstance(value, str):
         return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
     if isinstance(value, Mapping):
-        inner = ", ".join(f"{k} = {literal(v)}" for k, v in value.items() if v is not None)
-        return "{ " + inner + " }"
+        return "{ " + ", ".join(_entries(value)) + " }"
     if isinstance(value, list | tuple):
         return "[" + ", ".join(literal(item) for item in value) + "]"
     return repr(value)

@@ -56,7 +56,9 @@ class Span:
 
     def batch_at(self, tokens: float) -> int:
         """Sequences in a step that would begin when `tokens` tokens of the run are trained on."""
-        return self.stage.batches.size((tokens - self.begins) / self.stage.seq_len)
+        return self.stage.batches.size(
+            max(tokens - self.begins - self.late, 0) / self.stage.seq_len
+        )
 
 
 def lay_out(stages: Iterable[Stage]) -> tuple[Span, ...]:

@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -34,8 +35,8 @@ class Trainer:
     ema: Ema | None = None
     step: int = 0
     tokens: int = 0
-    passed_over: int = 0
-    """Sequences that roll-backs took out of the stream of data."""
+    passed_over: dict[str, int] = field(default_factory=dict)
+    """Sequences that roll-backs took out of what a stage reads, by the stage's name."""
 
     @classmethod
     def start(
@@ -135,9 +136,11 @@ def train_stage(trainer: Trainer, plan: StagePlan, callbacks: Sequence[Callback]
 def train_step(trainer: Trainer, plan: StagePlan, reader: Ahead, step: int) -> StepRecord:
     """Read, differentiate, judge, and learn from the step if it is sound."""
     started = time.perf_counter()
-    moment, rows = plan.moment(step), plan.rows(step, trainer.passed_over)
+    moment = plan.moment(step)
+    passed_over = trainer.passed_over.get(moment.stage, 0)
+    rows = plan.rows(step, passed_over)
     assert rows is not None
-    batch = reader.batch(rows, then=plan.rows(step + 1, trainer.passed_over))
+    batch = reader.batch(rows, then=plan.rows(step + 1, passed_over))
     found = accumulate_gradients(trainer.model, batch, plan.micro_batch, moment)
     grad_norm = clip(trainer.model, trainer.optim.clip_norm).item()
     verdict = trainer.guard.judge(moment, found.main.item(), found.total.item(), grad_norm)
@@ -182,19 +185,29 @@ def accumulate_gradients(
 ) -> Losses:
     """Gradients of the mean loss over the batch, a micro-batch at a time; detached sums.
 
-    Weighting each part by its share of targets gives the whole batch's mean.
+    Weighting each part by its share gives the whole batch's mean: by its share of targets what is a mean over targets,
+    by its share of sequences the balance loss, which is one over sequences (eq 17).
     """
     targets_B = batch.targets()
     parts, shares = [], []
     for start in range(0, len(targets_B), micro_batch):
         rows = slice(start, start + micro_batch)
-        shares.append((targets_B[rows].sum() / targets_B.sum()).item())
+        some_B = targets_B[rows]
+        found = some_B.sum() / targets_B.sum(), torch.tensor(len(some_B)) / len(targets_B)
+        shares.append(Share(found[0].item(), found[1].item()))
         parts.append(_micro_batch(model, batch, rows, shares[-1], moment))
-    return _weighted(parts, shares)
+    return _weighted(parts, shares, moment.mtp_weight)
+
+
+class Share(NamedTuple):
+    """What a micro-batch is of its batch."""
+
+    targets: float
+    sequences: float
 
 
 def _micro_batch(
-    model: Transformer, batch: Batch, rows: slice, share: float, moment: Moment
+    model: Transformer, batch: Batch, rows: slice, share: Share, moment: Moment
 ) -> Losses:
     """Gradients of some rows' mean loss times their share of the batch.
 
@@ -208,20 +221,23 @@ def _micro_batch(
         mtp_weight=moment.mtp_weight,
         balance_alpha=moment.balance_alpha,
     )
-    (found.total * share).backward()
+    predicted = found.main + moment.mtp_weight * found.mtp
+    (predicted * share.targets + found.balance * share.sequences).backward()
     return found.detached()
 
 
-def _weighted(parts: list[Losses], shares: list[float]) -> Losses:
-    def mean(values: Iterable[Tensor]) -> Tensor:
+def _weighted(parts: list[Losses], shares: list[Share], mtp_weight: float) -> Losses:
+    def mean(values: Iterable[Tensor], of: str = "targets") -> Tensor:
         pairs = zip(values, shares, strict=True)
-        return torch.stack([value * share for value, share in pairs]).sum()
+        return torch.stack([value * getattr(share, of) for value, share in pairs]).sum()
 
+    main, mtp = mean(part.main for part in parts), mean(part.mtp for part in parts)
+    balance = mean((part.balance for part in parts), "sequences")
     return Losses(
-        mean(part.main for part in parts),
-        mean(part.mtp for part in parts),
-        mean(part.balance for part in parts),
-        mean(part.total for part in parts),
+        main,
+        mtp,
+        balance,
+        main + mtp_weight * mtp + balance,
         tuple(map(mean, zip(*(part.mtp_by_depth for part in parts), strict=True))),
         torch.stack([part.expert_load for part in parts]).sum(0),
     )

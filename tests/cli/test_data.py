@@ -85,11 +85,35 @@ def test_a_run_trains_on_it(
     assert data["opened_from"] == str(made[0])
     assert len((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()) == 12
     assert call(capsys, *arguments)[0] == 0
+    manifest = json.loads((made[0] / "manifest.json").read_text())
+    (made[0] / "manifest.json").write_text(json.dumps(manifest | {"weights": {"zh": 1}}))
+    status, _, err = call(capsys, *arguments)
+    assert status == 2 and "was trained on another mixture than" in err
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "message"),
+    [
+        ("rejects.jsonl", None, "rejects.jsonl is missing or damaged"),
+        ("files.json", "{", "files.json is missing or damaged"),
+        ("manifest.json", '{"settings": {"format": 2}}', "no sound manifest.json"),
+    ],
+)
+def test_a_damaged_folder_is_named(
+    file: str, content: str | None, message: str, made: tuple[Path, str], capsys: pytest.CaptureFixture[str]
+) -> None:  # fmt: skip
+    (made[0] / file).write_text(content) if content else (made[0] / file).unlink()
+    status, _, err = call(capsys, "data", "inspect", str(made[0]))
+    assert status == 2 and message in err and len(err.splitlines()) == 1
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
+        (
+            ["data", "prepare", "stdlib", "--out", "x", "--seed", "9" * 70],
+            "has more than 50 digits",
+        ),
         (["data", "prepare"], "Missing argument"),
         (["data", "prepare", "nowhere", "--out", "x"], "neither a file nor a folder"),
         (["data", "prepare", "stdlib", "--out", "x", "--weights", "a"], "'a' is not understood"),

@@ -42,6 +42,7 @@ def test_learn_then_show(text: Path, tmp_path: Path, capsys: pytest.CaptureFixtu
         (["TEXT", "--out", "OUT"], "needs --out DIR and --vocab-size N"),
         (["TEXT", "--out", "OUT", "--vocab-size", "12"], "vocab_size=12 is too small"),
         (["nowhere", "--out", "OUT", "--vocab-size", "300"], "nowhere"),
+        (["TEXT", "--out", "INSIDE", "--vocab-size", "300"], "text.py is no folder"),
         (["TEXT", "TEXT", "--show", "x"], "--show takes one tokenizer"),
         (["TEXT", "--show", "x"], "not a tokenizer"),
     ],
@@ -53,7 +54,7 @@ def test_mistakes(
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    places = {"TEXT": text, "OUT": tmp_path / "made"}
+    places = {"TEXT": text, "OUT": tmp_path / "made", "INSIDE": text / "made"}
     status, _, err = call(capsys, "tokenizer", *(places.get(word, word) for word in arguments))
     assert status == 2 and message in err and err.count("\n") == 1
     assert not (tmp_path / "made").exists()

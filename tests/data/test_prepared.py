@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from fathom.data import TokenData, Tokenizer, prepare
+from fathom.data import TokenData, Tokenizer, inspection, prepare
 from fathom.errors import DataError
 
 
@@ -88,6 +88,22 @@ def test_a_prepared_folder_is_a_source(made: Path, tmp_path: Path) -> None:
         assert np.array_equal(np.asarray(again.train), np.asarray(first.train))
 
 
+def test_a_folder_that_uses_another_speaks_for_it(copy: Path, tmp_path: Path) -> None:
+    data = prepare(tmp_path / "run", [str(copy)], "bpe", 512)
+    assert Tokenizer.load(tmp_path / "run").fingerprint == data.tokenizer.fingerprint
+    again = prepare(tmp_path / "second", [str(tmp_path / "run")])
+    assert again.fingerprint == data.fingerprint
+    inspection.reject_summary(tmp_path / "second")
+    with pytest.raises(DataError, match=r"run uses the prepared data in .*copy; give that"):
+        prepare(tmp_path / "run", ["stdlib"])
+    copy.rename(tmp_path / "moved")
+    for gone in ("run", "second"):
+        with pytest.raises(
+            DataError, match=r"uses the prepared data in .*copy, where there is none now"
+        ):
+            TokenData.open(tmp_path / gone)
+
+
 def test_what_a_prepared_folder_is_not_is_refused(made: Path, tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"has 300 ids, the model's vocab_size is 299"):
         prepare(tmp_path / "run", [str(made)], "bpe", 299)
@@ -98,6 +114,10 @@ def test_what_a_prepared_folder_is_not_is_refused(made: Path, tmp_path: Path) ->
     Tokenizer.train(["other text " * 50], 290).save(tmp_path / "t")
     with pytest.raises(DataError, match=r"was made with the tokenizer"):
         prepare(tmp_path / "run", [str(made)], str(tmp_path / "t"))
+    with pytest.raises(DataError, match=r"no tokenizer at missing"):
+        prepare(tmp_path / "run", [str(made)], "missing")
+    with pytest.raises(DataError, match=r"prepared with tokenizer 'bpe', asked for is 'char'"):
+        prepare(tmp_path / "run", [str(made)], "char")
     with pytest.raises(DataError, match=r"is prepared data, which cannot be prepared again"):
         prepare(tmp_path / "run", [str(made), "stdlib"])
     assert not (tmp_path / "run").exists()

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import builtins
+import errno
 import gzip
 import json
+import os
 import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from fathom.data import Document, Rejects, read_documents
+from fathom.data import Document, Rejects, prepare, read_documents
 from fathom.data.readers import PartReader
 from fathom.data.rejects import Reject
 from fathom.data.sources import Source, parse_sources
@@ -50,6 +52,41 @@ def test_folder_is_read_sorted_and_junk_is_counted(tmp_path: Path) -> None:
     assert documents == [Document("# Zürich\r\n", "a.md"), Document("print(1)\n", "b/x.py")]
     assert rejects.counts == {"not UTF-8 text": 2, "not a known kind of text file": 1}
     assert rejects.summary().startswith("3 rejected (2 not UTF-8 text")
+
+
+def test_what_cannot_be_entered_is_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "a.txt").write_text("text")
+    (tmp_path / "shut").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path, target_is_directory=True)
+    os.mkfifo(tmp_path / "pipe.txt")
+    real = os.scandir
+
+    def scandir(path: Any) -> Any:
+        if Path(path).name == "shut":
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return real(path)
+
+    monkeypatch.setattr(os, "scandir", scandir)
+    documents, rejects = read(tmp_path)
+    assert [d.source for d in documents] == ["a.txt"]
+    reasons = ("folder not readable", "link to a folder, not followed", "not a file")
+    assert rejects.counts == dict.fromkeys(reasons, 1)
+
+
+def test_names_that_are_no_text_are_spelled_out(tmp_path: Path) -> None:
+    source = tmp_path / "source"
+    source.mkdir()
+    for name in (b"caf\xe9.txt", b"caf\xe9.bin"):
+        Path(os.fsdecode(bytes(source) + b"/" + name)).write_text("some text to learn from " * 40)
+    Path(os.fsdecode(bytes(source) + b"/l\xe9.txt")).symlink_to("nowhere")
+    prepare(tmp_path / "out", [str(source)], "bpe", 300, held_out_kind="tail")
+    assert json.loads((tmp_path / "out" / "files.json").read_text()) == {
+        "source": ["caf\\udce9.txt"]
+    }
+    places = {json.loads(s)["place"] for s in (tmp_path / "out" / "rejects.jsonl").open()}
+    assert places == {"caf\\udce9.bin", "l\\udce9.txt"}
+    with pytest.raises(DataError, match=r"caf.*is not UTF-8; rename it"):
+        parse_sources([os.fsdecode(b"caf\xe9")])
 
 
 def test_a_named_file_is_text_whatever_it_is_called_and_loses_its_mark(tmp_path: Path) -> None:

@@ -109,6 +109,9 @@ def test_what_cannot_be_asked_is_refused(pairs: Pairs) -> None:
         needle_grid(model, pairs, (), (0.5,), 1)
     with pytest.raises(FathomError, match="ask for at least 4"):
         haystack(pairs, 3, 0.5)
+    with pytest.raises(FathomError, match="a length of 0 has no room"):
+        needle_grid(model, pairs, (256, 0), (0.5,), 1)
+    assert not model.read, "refused before a long text was read"
     with pytest.raises(FathomError, match="0 depths"):
         even_depths(0)
     with pytest.raises(DataError, match="does not know"):

@@ -25,10 +25,12 @@ from tests.cli.calling import call, status_of
 from tests.runs.killing import forked_runs
 from tests.runs.tiny import (
     LOGS,
+    MODEL,
     SECOND_STAGE,
     STAGE,
     logged,
     tiny_dict,
+    tiny_recipe,
     weights,
     write_corpus,
 )
@@ -365,4 +367,28 @@ def test_a_prompt_that_the_tokenizer_cannot_read_is_told_at_once(tmp_path: Path)
     (tmp_path / "char.toml").write_text(to_toml(content))
     with pytest.raises(FathomError, match="Ω"):
         execute.run(load_recipe(tmp_path / "char.toml"), tmp_path / "run")
+    assert not (tmp_path / "run" / "metrics.jsonl").exists()
+
+
+@pytest.mark.parametrize(
+    ("changes", "problem"),
+    [
+        ({"stages": {"weights": {"fr": 1.0}}}, "stage anneal weighs a source 'fr'"),
+        ({"stages": {"seq_len": 8192}}, "one sequence needs 8193"),
+        ({"monitor": {"needle_lengths": [20]}}, "a length of 20 has no room"),
+        ({"monitor": {"needle_lengths": [2**15]}}, "exceeds the model's max_position_embeddings"),
+    ],
+)
+def test_what_a_later_stage_cannot_do_is_refused_at_once(
+    changes: dict[str, Any], problem: str, tmp_path: Path, quick: None
+) -> None:
+    stages = [STAGE, {**SECOND_STAGE, **changes.get("stages", {})}]
+    recipe = tiny_recipe(
+        write_corpus(tmp_path / "corpus.txt"),
+        model={**MODEL, "max_position_embeddings": 2**14},
+        stages=stages,
+        monitor=changes.get("monitor", {}),
+    )
+    with pytest.raises(FathomError, match=problem):
+        execute.run(recipe, tmp_path / "run")
     assert not (tmp_path / "run" / "metrics.jsonl").exists()

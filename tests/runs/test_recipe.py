@@ -55,6 +55,13 @@ def test_awkward_texts_and_settings_survive_the_round_trip(tmp_path: Path) -> No
     assert again.data.sources == (awkward,)
 
 
+def test_a_source_with_a_dot_in_its_name_is_weighed(tmp_path: Path) -> None:
+    weights = {"wiki.en": 0.5, "code": 1.5, "a b": 1.0}
+    recipe = tiny_recipe(data={"weights": weights}, stages=[{**STAGE, "weights": weights}])
+    (tmp_path / "again.toml").write_text(recipe.to_toml(), encoding="utf-8")
+    assert load_recipe(tmp_path / "again.toml") == recipe
+
+
 def test_zero_as_query_rank_means_none() -> None:
     recipe = tiny_recipe(model={**MODEL, "q_lora_rank": 0})
     assert recipe.model.q_lora_rank is None

@@ -214,6 +214,16 @@ def test_sequences_are_counted_without_gaps_along_a_ramp() -> None:
     assert sizes[0] == 3 and sizes[-1] == 12 and len(set(sizes)) > 4
 
 
+def test_a_stage_that_begins_late_grows_by_tokens_as_it_does_by_steps() -> None:
+    ramp = {"tokens": 8000, "batch": 12, "batch_start": 1, "batch_ramp_tokens": 4000}
+    recipe = staged({"tokens": 100, "batch": 12, "seq_len": 32}, ramp)
+    late = recipe.spans[1]
+    assert late.late == 284
+    for step in range(late.first_step + 1, late.last_step):
+        due = recipe.at(step=step + 1).batch
+        assert recipe.at(tokens=recipe.at(step=step).tokens).batch == due, step
+
+
 def test_a_cosine_in_tokens_ends_at_the_mark() -> None:
     recipe = staged({"tokens": 4000, "lr_end": 1e-4, "decay_tokens": 2000})
     assert recipe.at(tokens=2000).lr == pytest.approx(3e-3)

@@ -79,6 +79,23 @@ def test_a_stage_may_weigh_sources_anew_and_goes_on_in_each() -> None:
     assert share[0] < 0.4 < share[1]
 
 
+def test_what_a_stage_passed_over_the_next_neither_reads_nor_skips_more() -> None:
+    weights = {"en": 0.8, "zh": 0.1, "code": 0.1}
+    turned = {"en": 0.1, "zh": 0.1, "code": 0.8}
+    both = recipe(
+        {"steps": 4},
+        {"steps": 4, "weights": turned},
+        {"steps": 4, "seq_len": 64},
+        data={"weights": weights},
+    )
+    passed_over = {"s0": 48}
+    first = stage_loader(both, 0, data(), passed_over).batch(48, 16).sources
+    before = stage_loader(both, 0, data()).batch(0, 48).sources
+    second = stage_loader(both, 1, data(), passed_over)
+    assert second.begun == {n: first.get(n, 0) + before.get(n, 0) for n in weights}
+    assert not stage_loader(both, 2, data(), passed_over).begun, "another stream"
+
+
 def test_a_source_of_no_weight_is_left_out() -> None:
     only = recipe({"steps": 20, "weights": {"en": 1.0, "zh": 0.0}})
     assert max(starts(only, 0)) < 5000
@@ -102,6 +119,16 @@ def test_documents_are_told_apart_on_request() -> None:
     batch = stage_loader(one, 0, data()).batch(0, 4)
     assert batch.document_ids is not None
     assert stage_loader(recipe({"steps": 3}), 0, data()).batch(0, 4).document_ids is None
+
+
+def test_a_source_may_be_called_all() -> None:
+    known = SOURCES["en"]
+    named = SimpleNamespace(
+        names=("all", "zh"),
+        manifest={"weights": {"all": 1.0, "zh": 1.0}},
+        tokens=lambda side, source=None: {"all": known, "zh": SOURCES["zh"]}[source],
+    )
+    assert stage_loader(recipe({"steps": 3}), 0, named).rings["all"].tokens is known
 
 
 def test_a_source_that_is_not_there() -> None:

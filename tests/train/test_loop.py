@@ -79,11 +79,20 @@ def whole_batch() -> Batch:
 # --- accumulation --------------------------------------------------------------------------------
 
 
+def short_documents(batch: Batch) -> Batch:
+    """The batch in documents of 2, 3, ... tokens, other lengths in each row, so that rows differ in targets."""
+    places = torch.arange(batch.tokens.shape[1])
+    return Batch(batch.tokens, torch.stack([places // (2 + row) for row in range(BATCH)]))
+
+
+@pytest.mark.parametrize("isolated", [False, True])
 @pytest.mark.parametrize("micro_batch", [1, 2, 4])  # 4 leaves an unequal rest of 2
-def test_parts_make_the_gradient_of_the_whole(micro_batch: int) -> None:
+def test_parts_make_the_gradient_of_the_whole(micro_batch: int, isolated: bool) -> None:
+    batch = short_documents(whole_batch()) if isolated else whole_batch()
     at_once, in_parts = build(), build()
-    whole = accumulate_gradients(at_once, whole_batch(), BATCH, moment(1))
-    parts = accumulate_gradients(in_parts, whole_batch(), micro_batch, moment(1))
+    now = moment(1, balance_alpha=1.0)
+    whole = accumulate_gradients(at_once, batch, BATCH, now)
+    parts = accumulate_gradients(in_parts, batch, micro_batch, now)
     for (name, p), q in zip(at_once.named_parameters(), in_parts.parameters(), strict=True):
         assert p.grad is not None and q.grad is not None
         assert (p.grad - q.grad).norm() <= 2e-6 * p.grad.norm() + 1e-9, name
