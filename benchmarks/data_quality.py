@@ -30,7 +30,7 @@ import numpy as np
 from harness import describe, environment, table
 
 from fathom.data import prepare
-from fathom.data.signatures import PLACES, _hashes, comparable
+from fathom.data.pipeline.signatures import PLACES, _hashes, comparable
 
 CLASSES = ("exact", "words 5 %", "words 10 %", "characters 5 %", "characters 10 %")
 BROKEN = {

@@ -12,7 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from fathom.data import inspection
-from fathom.data.encoding import SIDES
+from fathom.data.pipeline.encoding import SIDES
 from fathom.data.prepared import TokenData
 from fathom.data.shards import Tokens
 

@@ -12,8 +12,8 @@ from pathlib import Path
 import numpy as np
 
 from fathom.data.manifest import home
+from fathom.data.pipeline.result import FILES, REJECTS
 from fathom.data.prepared import TokenData
-from fathom.data.result import FILES, REJECTS
 from fathom.data.shards import Tokens
 from fathom.errors import DataError
 

@@ -2,7 +2,7 @@
 
 A prepared folder holds, for every source, shards of tokens with their document index; the tokenizer's two files;
 rejects.jsonl with every record that was not used; and manifest.json. Documents are packed in a shuffled order with
-end-of-sentence after each, without any mask between them. docs/data.md describes the files; `making` is the pipeline.
+end-of-sentence after each, without any mask between them. docs/data.md describes the files, `pipeline` makes them.
 
 A source of few documents cannot be divided by documents: then the tail of each document is held out instead, and the
 manifest's `held_out_kind` says so.
@@ -16,8 +16,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from fathom.data.deduplication import NONE
-from fathom.data.making import Making, loaded_tokenizer
 from fathom.data.manifest import (
     check_same,
     home,
@@ -27,15 +25,17 @@ from fathom.data.manifest import (
     write_manifest,
 )
 from fathom.data.normalise import DEFAULT_NORMALISATION
-from fathom.data.plan import TRAINED, Plan, Settings, settings_of
+from fathom.data.pipeline.deduplication import NONE
+from fathom.data.pipeline.making import Making, loaded_tokenizer
+from fathom.data.pipeline.plan import TRAINED, Plan, Settings, settings_of
+from fathom.data.pipeline.result import write_result
+from fathom.data.pipeline.work import WorkFolder
+from fathom.data.pipeline.workers import Workers, available_cores
 from fathom.data.prepared import TokenData
 from fathom.data.progress import Say
 from fathom.data.rejects import Rejects
-from fathom.data.result import write_result
 from fathom.data.sources import parse_sources
 from fathom.data.split import DOCUMENTS
-from fathom.data.work import WorkFolder
-from fathom.data.workers import Workers, available_cores
 from fathom.errors import DataError
 
 _WORTH_WORKERS = 32_000_000

@@ -11,9 +11,9 @@ from typing import Any
 
 import numpy as np
 
-from fathom.data.encoding import SIDES
 from fathom.data.manifest import home, read_manifest
-from fathom.data.packing import ShardRecord
+from fathom.data.pipeline.encoding import SIDES
+from fathom.data.pipeline.packing import ShardRecord
 from fathom.data.shards import Tokens, open_shards, verify
 from fathom.data.tokenizer import Tokenizer
 from fathom.errors import DataError

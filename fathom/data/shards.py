@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from fathom.data.packing import ShardRecord
+from fathom.data.pipeline.packing import ShardRecord
 from fathom.errors import DataError
 from fathom.files import sha256_of, write_whole
 

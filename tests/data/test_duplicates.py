@@ -13,14 +13,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fathom.data import prepare
-from fathom.data.duplicates import (
+from fathom.data.pipeline.duplicates import (
     Clusters,
     candidates,
     exact_duplicates,
     near_duplicates,
     similar,
 )
-from fathom.data.signatures import PLACES, _hashes, comparable, signatures
+from fathom.data.pipeline.signatures import PLACES, _hashes, comparable, signatures
 from fathom.errors import DataError
 
 HAN = [chr(0x4E00 + 37 * i) for i in range(500)]

@@ -11,10 +11,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fathom.data import Tokenizer, making, packing, prepare
-from fathom.data.encoding import ENTRY, _write
-from fathom.data.packing import buckets, pack_bucket, read_record
-from fathom.data.work import finishing
+from fathom.data import Tokenizer, prepare
+from fathom.data.pipeline import making, packing
+from fathom.data.pipeline.encoding import ENTRY, _write
+from fathom.data.pipeline.packing import buckets, pack_bucket, read_record
+from fathom.data.pipeline.work import finishing
 from fathom.errors import DataError
 
 DOCUMENTS = st.lists(

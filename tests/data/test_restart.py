@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from fathom.data import prepare
-from fathom.data.work import WorkFolder
+from fathom.data.pipeline.work import WorkFolder
 from fathom.errors import DataError
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -22,7 +22,8 @@ ROOT = Path(__file__).resolve().parents[2]
 # A preparation cut into many small units, that can kill itself when it comes by a function for the n-th time.
 SCRIPT = """
 import os, signal, sys
-from fathom.data import making, packing, prepare, result, units, work
+from fathom.data import prepare, units
+from fathom.data.pipeline import making, packing, result, work
 units.units_of.__defaults__ = (2000,)
 units.parts_of.__defaults__ = (2000,)
 making.STRETCH_BYTES = 1500

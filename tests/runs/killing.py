@@ -72,7 +72,7 @@ def die() -> None:
 
 def die_at(where: str, time: int) -> None:
     """Be killed when this process comes by `where` for the `time`-th time."""
-    from fathom.data import packing
+    from fathom.data.pipeline import packing
     from fathom.interop import writing
     from fathom.runs.folder import RunFolder
     from fathom.train import checkpoint, loop

@@ -7,12 +7,12 @@ from pathlib import Path
 
 import numpy as np
 
-from fathom.data.duplicates import Pairs, exact_duplicates, near_duplicates, similar
+from fathom.data.pipeline.duplicates import Pairs, exact_duplicates, near_duplicates, similar
+from fathom.data.pipeline.reading import Corpus, read_texts
+from fathom.data.pipeline.signatures import comparable
+from fathom.data.pipeline.work import finishing
+from fathom.data.pipeline.workers import Workers
 from fathom.data.progress import Say
-from fathom.data.reading import Corpus, read_texts
-from fathom.data.signatures import comparable
-from fathom.data.work import finishing
-from fathom.data.workers import Workers
 from fathom.errors import DataError
 
 NONE, EXACT, NEAR = "none", "exact", "near"

@@ -1,7 +1,7 @@
 """Tasks over worker processes.
 
 A worker that is left alone when this process is killed leaves too; Ctrl-C is this process's affair alone, which then
-ends its workers at once. What a task makes must therefore be right however suddenly it ends: see `fathom.data.work`.
+ends its workers at once. What a task makes must therefore be right however suddenly it ends: see `work`.
 """
 
 from __future__ import annotations

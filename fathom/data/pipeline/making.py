@@ -22,18 +22,18 @@ from typing import Any
 
 import numpy as np
 
-from fathom.data.deduplication import NEAR, Duplicates, find_duplicates
-from fathom.data.encoding import SIDES, EncodeJob, encode_stretch
-from fathom.data.packing import ShardRecord, buckets, pack_bucket, read_record
-from fathom.data.plan import TRAINED, Plan
+from fathom.data.pipeline.deduplication import NEAR, Duplicates, find_duplicates
+from fathom.data.pipeline.encoding import SIDES, EncodeJob, encode_stretch
+from fathom.data.pipeline.packing import ShardRecord, buckets, pack_bucket, read_record
+from fathom.data.pipeline.plan import TRAINED, Plan
+from fathom.data.pipeline.reading import Corpus, ReadJob, read_unit
+from fathom.data.pipeline.work import WorkFolder, finishing
+from fathom.data.pipeline.workers import Workers
 from fathom.data.progress import Progress, Say
-from fathom.data.reading import Corpus, ReadJob, read_unit
 from fathom.data.split import DOCUMENTS, TAIL, Split, lopsided
 from fathom.data.tokenizer import Tokenizer
 from fathom.data.tokenizer_training import READ_AT_MOST, part_of
 from fathom.data.vocabulary import empty_by_layout
-from fathom.data.work import WorkFolder, finishing
-from fathom.data.workers import Workers
 from fathom.errors import DataError
 
 STRETCH_BYTES = 8_000_000

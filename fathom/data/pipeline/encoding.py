@@ -1,7 +1,7 @@
 """Third pass: from text to tokens, a stretch of documents at a time, each with end-of-sentence behind it.
 
 A stretch gives one folder: for each side `SIDE.bin` (its tokens) and `SIDE.npy` (`ENTRY`), both in the order of
-training, so that `fathom.data.packing` has only to merge.
+training, so that `fathom.data.pipeline.packing` has only to merge.
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ from pathlib import Path
 
 import numpy as np
 
-from fathom.data.reading import read_texts
+from fathom.data.pipeline.reading import read_texts
+from fathom.data.pipeline.work import finishing
 from fathom.data.split import Piece, Split
 from fathom.data.text_to_ids import STRETCH, Encoder
 from fathom.data.tokenizer import Tokenizer
-from fathom.data.work import finishing
 
 SIDES = ("train", "held_out")
 ENTRY = np.dtype(

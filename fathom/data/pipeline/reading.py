@@ -19,12 +19,12 @@ import numpy as np
 
 from fathom.data.filters import load_filters, why_dropped
 from fathom.data.normalise import normalised
+from fathom.data.pipeline.signatures import PLACES, signatures
+from fathom.data.pipeline.work import finishing
 from fathom.data.readers import PartReader
 from fathom.data.rejects import QUOTED, Reject
-from fathom.data.signatures import PLACES, signatures
 from fathom.data.split import Split
 from fathom.data.units import Unit
-from fathom.data.work import finishing
 
 DOCUMENT = np.dtype(
     [

@@ -22,7 +22,7 @@ from itertools import pairwise
 
 import numpy as np
 
-from fathom.data.signatures import PLACES
+from fathom.data.pipeline.signatures import PLACES
 
 ROWS = 2
 """Places in a band."""

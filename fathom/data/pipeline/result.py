@@ -12,14 +12,14 @@ from typing import Any
 
 import numpy as np
 
-from fathom.data.deduplication import EXACT, NEAR
-from fathom.data.making import Making, dtype_of, result_counts
 from fathom.data.manifest import write_manifest
-from fathom.data.packing import ShardRecord
-from fathom.data.reading import read_texts
+from fathom.data.pipeline.deduplication import EXACT, NEAR
+from fathom.data.pipeline.making import Making, dtype_of, result_counts
+from fathom.data.pipeline.packing import ShardRecord
+from fathom.data.pipeline.reading import read_texts
+from fathom.data.pipeline.work import synchronise
 from fathom.data.rejects import QUOTED, Rejects
 from fathom.data.tokenizer import Tokenizer
-from fathom.data.work import synchronise
 from fathom.errors import DataError
 
 Records = dict[tuple[str, str], list[ShardRecord]]

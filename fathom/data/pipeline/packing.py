@@ -15,8 +15,8 @@ from pathlib import Path
 
 import numpy as np
 
-from fathom.data.encoding import ENTRY
-from fathom.data.work import finishing
+from fathom.data.pipeline.encoding import ENTRY
+from fathom.data.pipeline.work import finishing
 from fathom.files import sha256_of
 
 SHARD_BYTES = 128_000_000

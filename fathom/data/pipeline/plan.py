@@ -12,12 +12,12 @@ from typing import Any
 
 import numpy as np
 
-from fathom.data.deduplication import NEAR, NONE, check_dedup
 from fathom.data.filters import filter_marks, load_filters
 from fathom.data.manifest import FORMAT, is_prepared
 from fathom.data.normalise import check_normalisations
+from fathom.data.pipeline.deduplication import NEAR, NONE, check_dedup
+from fathom.data.pipeline.signatures import library
 from fathom.data.rejects import ListedRejects
-from fathom.data.signatures import library
 from fathom.data.sources import Source, parse_sources
 from fathom.data.split import Split
 from fathom.data.text_to_ids import Encoder
