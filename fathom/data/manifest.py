@@ -34,7 +34,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
             manifest[key]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise DataError(
-            f"{folder} is not prepared data (no sound {MANIFEST}); prepare it again"
+            f"{folder} is not prepared data (no sound {MANIFEST}); make it with `fathom data prepare`"
         ) from error
     return manifest
 

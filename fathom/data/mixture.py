@@ -51,7 +51,7 @@ class Mixture:
 
     def _shuffled(self, seed: int, number: int) -> tuple[np.ndarray, np.ndarray]:
         """Source of each sequence of a block and its rank among that source's, from raw bits and a stable sort."""
-        key = np.array([seed % 2**64, number], np.uint64)
+        key = np.array([seed % 2**64, 2**63 + number], np.uint64)  # apart from any ring's
         order = np.argsort(np.random.Philox(key=key).random_raw(BLOCK), kind="stable")
         sources = np.repeat(np.arange(len(self.names)), self.counts)[order]
         ranks = np.empty(BLOCK, np.int64)

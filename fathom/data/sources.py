@@ -62,6 +62,10 @@ def _divide(specification: str) -> tuple[str, str]:
         raise DataError(
             f"the source name {name!r} is not usable; take letters, digits, '_', '-' and '.', as in web=PATH"
         )
+    elif name.endswith((".json", ".jsonl")):
+        raise DataError(
+            f"the source name {name!r} could be one of the prepared folder's own files; take one without its ending"
+        )
     return name, path if path == STDLIB or path.startswith(HUB) else str(Path(path))
 
 

@@ -9,9 +9,9 @@ from typing import Any
 from fathom.errors import FathomError
 from fathom.evaluation.needle import Grid
 
-SHADES = "RdYlGn"
-DARK_BELOW, DARK_ABOVE = 0.15, 0.85
-"""Shares whose shade is so dark that white numbers read better."""
+SHADES = "YlGnBu"
+DARK_ABOVE = 0.55
+"""Share above which a shade is so dark that white numbers read better."""
 
 
 def draw(titled: Sequence[tuple[str, Grid]], path: str | Path, columns: int = 2) -> None:
@@ -55,6 +55,6 @@ def _panel(axis: Any, title: str, grid: Grid) -> None:
     axis.set_title(title, loc="left", fontsize=10)
     for x, row in enumerate(grid.found):
         for y, share in enumerate(row):
-            dark = share < DARK_BELOW or share > DARK_ABOVE
+            dark = share > DARK_ABOVE
             colour = "white" if dark else "black"
             axis.text(x, y, f"{100 * share:.0f}", ha="center", va="center", color=colour, size=8)

@@ -6,7 +6,6 @@ state of training is touched and no clock decides anything.
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Sequence
 from typing import Any
@@ -51,7 +50,7 @@ class Metrics:
 
     def __call__(self, trainer: Trainer, record: StepRecord) -> None:
         line = self._line(trainer, record)
-        self.s.log("metrics.jsonl", as_json(line))
+        self.s.log("metrics.jsonl", line)
         if self.s.due(trainer.step, self.s.recipe.monitor.load_every):
             load = {"step": trainer.step, "load": record.expert_load.tolist()}
             self.s.log("load.jsonl", load | {"bias": _bias_range(trainer)})
@@ -110,18 +109,10 @@ def _shown(line: dict) -> str:
     )
 
 
-def as_json(line: dict[str, Any]) -> dict[str, Any]:
-    """The line with None for numbers that are not finite, for which JSON has no word."""
-    return {
-        key: None if isinstance(value, float) and not math.isfinite(value) else value
-        for key, value in line.items()
-    }
-
-
 def spike_line(record: StepRecord) -> dict[str, Any]:
     """What spikes.jsonl says about a remarkable step: what was seen, what was done, and which data it was."""
     verdict, moment = record.verdict, record.moment
-    line = {
+    return {
         "step": moment.step,
         "stage": moment.stage,
         "action": verdict.action,
@@ -136,7 +127,6 @@ def spike_line(record: StepRecord) -> dict[str, Any]:
             "sources": record.sources,
         },
     }
-    return as_json(line)
 
 
 class Spikes:

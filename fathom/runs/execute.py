@@ -83,12 +83,12 @@ class Run:
         self.folder.write("environment.json", json.dumps(now, indent=1))
 
     def _prepare(self) -> TokenData:
-        source = self.recipe.data
-        return prepare(
+        source, ids = self.recipe.data, self.recipe.model.vocab_size
+        data = prepare(
             self.folder.data,
             source.sources,
             source.tokenizer,
-            self.recipe.model.vocab_size,
+            ids,
             source.held_out,
             source.held_out_kind,
             self.recipe.seed,
@@ -99,6 +99,12 @@ class Run:
             weights=source.weights,
             say=self.say,
         )
+        if data.tokenizer.vocab_size < ids:
+            self.say(
+                f"the model has {ids:,} ids, the tokenizer {data.tokenizer.vocab_size:,}: the rest is never used "
+                f"(model.vocab_size could be smaller)"
+            )
+        return data
 
     def _start(self) -> Trainer:
         """A trainer at step 0."""
@@ -218,6 +224,14 @@ def pretrain(run: Run, index: int, stage: Stage) -> bool:
         run.folder, recipe, stage, run.data, run.peak_flops, run.show, run.say, run.save
     )
     callbacks = stage_callbacks(setting)
+    first, last = recipe.at(step=span.first_step + 1), recipe.at(step=span.last_step)
+    batch = (
+        f"{first.batch:,}" if first.batch == last.batch else f"{first.batch:,} to {last.batch:,}"
+    )
+    run.say(
+        f"stage {stage.name}: steps {span.first_step + 1:,} to {span.last_step:,}, each of {batch} × "
+        f"{stage.seq_len:,} tokens"
+    )
     begin_stage(callbacks, run.trainer)
     return train_stage(run.trainer, plan, callbacks)
 

@@ -7,6 +7,7 @@ short, so that every step stands there once, however often the run was killed.
 from __future__ import annotations
 
 import json
+import math
 import os
 import shutil
 import tomllib
@@ -150,11 +151,11 @@ class RunFolder:
         return any(values.items() <= json.loads(line).items() for line in self._lines(log))
 
     def append(self, log: str, line: dict[str, Any]) -> None:
-        """Add one line to a log, written out at once."""
+        """Add one line to a log, written out at once; null for numbers that are not finite, which JSON cannot say."""
         try:
             if log not in self._open:
                 self._open[log] = (self.path / log).open("a", encoding="utf-8")
-            self._open[log].write(json.dumps(line, ensure_ascii=False) + "\n")
+            self._open[log].write(json.dumps(_sayable(line), ensure_ascii=False) + "\n")
             self._open[log].flush()
         except OSError as error:
             raise self._failed(self.path / log, error) from error
@@ -190,6 +191,14 @@ class RunFolder:
             f"{path} could not be written: {error.strerror or error}; at most the steps since the last "
             f"checkpoint are lost. Make room, or choose another folder with --out, and give the command again"
         )
+
+
+def _sayable(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _sayable(inner) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [_sayable(inner) for inner in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _is_whole(line: str) -> bool:

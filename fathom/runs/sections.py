@@ -154,8 +154,8 @@ class Stage:
     """Sequences in the first step; None: the full batch from the beginning."""
     batch_ramp_tokens: int | None = None
     """Tokens over which the batch grows from `batch_start`, linearly (our choice; report §4.2: "gradually")."""
-    batch_multiple: int = 1
-    """The batch grows in whole multiples of so many sequences."""
+    batch_multiple: int | None = None
+    """The batch grows by whole multiples of so many sequences at a time; None: by single ones."""
     micro_batch: int | None = None
     """Sequences computed at a time; gradients are accumulated over the batch. None: the whole batch."""
     lr_end: float = 0.0
@@ -202,6 +202,11 @@ class Stage:
                 f"{path}.batch_start = {self.batch_start} and batch_ramp_tokens = {self.batch_ramp_tokens} say "
                 f"together how the batch grows; give both or none"
             )
+        if self.batch_multiple and self.batch_start is None:
+            raise RecipeError(
+                f"{path}.batch_multiple = {self.batch_multiple} does nothing without batch_start and "
+                f"batch_ramp_tokens; give them or leave it out"
+            )
         if self.batch_start is not None and self.batch_start > self.batch:
             raise RecipeError(
                 f"{path}.batch_start = {self.batch_start} exceeds batch = {self.batch}; a batch only grows"
@@ -239,7 +244,7 @@ class Stage:
         if self.batch_start is None or self.batch_ramp_tokens is None:
             return Batches(self.batch, self.batch)
         ramp = self.batch_ramp_tokens / self.seq_len
-        return Batches(self.batch, self.batch_start, ramp, self.batch_multiple)
+        return Batches(self.batch, self.batch_start, ramp, self.batch_multiple or 1)
 
     @property
     def tokens_asked(self) -> int:

@@ -64,6 +64,8 @@ def _typed(value: Any, hint: Any, path: str) -> Any:
         if not isinstance(value, Mapping):
             raise RecipeError(_mistyped(path, value, "a table"))
         return dict(value)
+    if hint is int and isinstance(value, float) and value.is_integer():
+        return int(value)  # 5e12 tokens
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
     if hint is float and isinstance(value, float) and not math.isfinite(value):

@@ -115,7 +115,7 @@ class Making:
             )
         if split.kind == DOCUMENTS and lopsided(index["side"], index["bytes"], split):
             self.say(
-                f"{name}: too few documents to hold some out; the tail of each document is held out instead"
+                f"{name}: documents too few or too unequal to hold some out; the tail of each is held out instead"
             )
             return replace(split, kind=TAIL)
         return split

@@ -64,9 +64,9 @@ def tokens_by_source(run: RunData) -> dict[str, int]:
 
 
 def tokens_asked(run: RunData) -> dict[str, float]:
-    """Tokens that the recipe's weights ask of each source for the steps that were made; empty without weights."""
+    """Tokens that the weights of recipe or data ask of each source for the steps that were made; empty without."""
     recipe = _recipe(run)
-    common = recipe.get("data", {}).get("weights", {})
+    common = recipe.get("data", {}).get("weights") or run.manifest.get("weights") or {}
     stages = {stage.get("name"): stage.get("weights") for stage in recipe.get("stages", [])}
     found: Counter[str] = Counter()
     for line in run.metrics:
