@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from fathom.cli.options import choose_device
-from fathom.planning.describe import human
+from fathom.planning.describe import duration, human
 from fathom.runs.execute import compute_dtype
 from fathom.runs.recipe import Recipe
 from fathom.runs.timeline import Span
@@ -101,7 +101,18 @@ def _print_costs(recipe: Recipe, device: str) -> None:
             if (what, how_much) not in before:
                 print(f"  {what:18} {how_much}")
         before = set(rows)
+    _print_total(recipe, ASSUMED_EFFICIENCY * rate)
     print(
         f"time assumes {100 * ASSUMED_EFFICIENCY:.0f}% of the {rate / 1e9:,.0f} GFLOP/s that a matrix "
         f"product reaches on this {place.type} now"
     )
+
+
+def _print_total(recipe: Recipe, flops_per_second: float) -> None:
+    from fathom.planning import flops_per_token
+
+    work = sum(
+        flops_per_token(recipe.model, stage.seq_len, stage.mtp_weight > 0) * stage.tokens_asked
+        for stage in recipe.stages
+    )
+    print(f"in all {work:.3g} operations, about {duration(work / flops_per_second)}")

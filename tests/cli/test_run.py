@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -99,6 +100,12 @@ def test_dry_run_says_what_it_would_cost_and_writes_nothing(
         assert f"\n  {what}" in out, what
     row = next(line for line in out.splitlines() if line.startswith("pretrain "))
     assert " ".join(row.split()) == "pretrain 0 – 1.536K 12 32 4 0 → 0.5 0.001 0.3 0.0001 plain"
+    work = [
+        re.search(r"([\d.e+]+) operations", line)
+        for line in out.splitlines()
+        if "work in all" in line
+    ]
+    assert f"in all {work[0][1] if work[0] else None} operations" in out, "of the one stage"
     assert sorted(place.rglob("*")) == before
 
 
