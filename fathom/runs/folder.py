@@ -22,6 +22,8 @@ from fathom.runs.tables import differences
 
 LOCK = ".lock"
 SPIKES = "spikes.jsonl"
+MAY_CHANGE = ("checkpoint.", "monitor.")
+"""Tables of a recipe that a run may go on with other values of."""
 LOGS = (
     "metrics.jsonl",
     "evals.jsonl",
@@ -59,6 +61,7 @@ class RunFolder:
             raise self._failed(self.path, error) from error
         if not begun:
             self._forget_other_data(recipe)
+        if not begun or self._is_our_own_recipe():
             self.write("recipe.toml", recipe.to_toml())
 
     def _has_begun(self) -> bool:
@@ -99,13 +102,22 @@ class RunFolder:
             ) from None
 
     def _check_same(self, recipe: Recipe) -> None:
+        """Nothing may have changed but what decides no number: how often is saved, and what is looked at."""
         old = self.read_recipe()
-        found = differences(old.to_dict(), recipe.to_dict())
+        found = [
+            difference
+            for difference in differences(old.to_dict(), recipe.to_dict())
+            if not difference.startswith(MAY_CHANGE)
+        ]
         if found:
             raise RecipeError(
                 f"{self.path} holds another run ({'; '.join(found)}); choose another folder with "
                 f"--out, or give the command it was made with"
             )
+
+    def _is_our_own_recipe(self) -> bool:
+        """Whether recipe.toml is as we write it, and not a person's with remarks in it."""
+        return self.recipe_file.read_text(encoding="utf-8") == self.read_recipe().to_toml()
 
     def read_recipe(self) -> Recipe:
         """The recipe that the folder was made with."""

@@ -105,6 +105,16 @@ def test_somebodys_recipe_is_left_as_it_is(folder: RunFolder) -> None:
     assert folder.recipe_file.read_text() == own
 
 
+def test_what_decides_no_number_may_change_later(folder: RunFolder) -> None:
+    begun(folder)
+    other = tiny_recipe(checkpoint={"every": 2, "keep": 5}, monitor={"sample_tokens": 3})
+    again(folder, other)
+    assert folder.read_recipe() == other
+    with pytest.raises(RecipeError, match=r"holds another run \(seed: 3 → 9\)"):
+        again(folder, tiny_recipe(seed=9))
+    assert folder.read_recipe() == other
+
+
 def test_a_file_is_no_folder(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("text")
     with pytest.raises(FathomError, match="is not a run folder"):
