@@ -12,6 +12,7 @@ import typer
 from rich.console import Console
 from rich.status import Status
 
+from fathom.data.filters import FILTERS
 from fathom.data.normalise import DEFAULT_NORMALISATION
 from fathom.errors import DataError
 
@@ -38,7 +39,7 @@ def prepare(
     ] = None,
     held_out: Annotated[float, typer.Option(help="Share that is never trained on.")] = 0.02,
     held_out_kind: Annotated[
-        str, typer.Option(help="Hold out whole documents, or the tail of each.")
+        str, typer.Option(help="documents: hold out whole ones; tail: the end of each.")
     ] = "documents",
     weights: Annotated[
         str, typer.Option(help="Shares of the sources in the mixture: en=0.5,zh=0.5.")
@@ -46,7 +47,10 @@ def prepare(
     dedup: Annotated[str, typer.Option(help="none, exact or near.")] = "near",
     filter_: Annotated[
         list[str] | None,
-        typer.Option("--filter", help="NAME, NAME=LIMIT or FILE.py:FUNCTION; several in turn."),
+        typer.Option(
+            "--filter",
+            help=f"NAME, NAME=LIMIT or FILE.py:FUNCTION; several in turn. Names: {', '.join(FILTERS)}.",
+        ),
     ] = None,
     normalise: Annotated[
         list[str] | None, typer.Option(help="Further normalisations: nfc, line_ends, …")
