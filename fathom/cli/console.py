@@ -1,12 +1,15 @@
-"""How a run is shown: a bar with the latest figures on a terminal, plain lines everywhere else."""
+"""How long work is shown: something that changes on a terminal, plain lines everywhere else."""
 
 from __future__ import annotations
 
 import sys
+import time
 from types import TracebackType
+from typing import Self
 
 from rich.console import Console as RichConsole
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.status import Status
 
 from fathom.planning.describe import duration
 from fathom.runs.recipe import Recipe
@@ -14,27 +17,19 @@ from fathom.runs.setting import StepProgress
 
 PLAIN_LINES = 100
 """About how many progress lines a run prints where there is no terminal."""
+PLAIN_SECONDS = 5.0
+"""Between two lines of progress of other work there."""
 
 
-class Console:
-    """Shows one run; a context, so that the terminal is left as it was."""
+class _Console:
+    """Lines above what changes; a context, so that the terminal is left as it was."""
 
-    def __init__(self, recipe: Recipe) -> None:
-        self.every = max(1, recipe.steps // PLAIN_LINES)
-        self.bar: Progress | None = None
-        if sys.stdout.isatty():
-            self.bar = Progress(
-                TextColumn("{task.completed}/{task.total}"),
-                BarColumn(bar_width=20),
-                TextColumn("{task.description}", markup=False),
-                TimeElapsedColumn(),
-                console=RichConsole(highlight=False),
-            )
-            self.task = self.bar.add_task("", total=recipe.steps)
+    live: Progress | Status | None = None
+    """What changes; None without a terminal."""
 
-    def __enter__(self) -> Console:
-        if self.bar:
-            self.bar.start()
+    def __enter__(self) -> Self:
+        if self.live:
+            self.live.start()
         return self
 
     def __exit__(
@@ -43,23 +38,56 @@ class Console:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        if self.bar:
-            self.bar.stop()
+        if self.live:
+            self.live.stop()
 
     def say(self, line: str) -> None:
-        """A line of text, above the bar if there is one."""
-        if self.bar:
-            self.bar.console.print(line, markup=False)
+        """A line of text."""
+        if self.live:
+            self.live.console.print(line, markup=False)
         else:
             print(line, flush=True)
+
+
+class RunConsole(_Console):
+    """A run: a bar with the latest figures."""
+
+    def __init__(self, recipe: Recipe) -> None:
+        self.every = max(1, recipe.steps // PLAIN_LINES)
+        if sys.stdout.isatty():
+            self.bar = self.live = Progress(
+                TextColumn("{task.completed}/{task.total}"),
+                BarColumn(bar_width=20),
+                TextColumn("{task.description}", markup=False),
+                TimeElapsedColumn(),
+                console=RichConsole(highlight=False),
+            )
+            self.task = self.bar.add_task("", total=recipe.steps)
 
     def show(self, progress: StepProgress) -> None:
         """The latest step."""
         line = f"{progress.line}  eta {duration(progress.eta_seconds)}"
-        if self.bar:
+        if self.live:
             self.bar.update(self.task, completed=progress.step, description=line)
         elif progress.step % self.every == 0 or progress.step in (1, progress.steps):
             print(f"step {progress.step}/{progress.steps}  {line}", flush=True)
+
+
+class TextConsole(_Console):
+    """Work that tells in words how far it is: one changing line."""
+
+    def __init__(self) -> None:
+        if sys.stdout.isatty():
+            self.status = self.live = RichConsole(highlight=False).status("")
+        self.last = time.monotonic()
+
+    def show(self, line: str) -> None:
+        """How far it is."""
+        if self.live:
+            self.status.update(line)
+        elif time.monotonic() - self.last > PLAIN_SECONDS:
+            self.last = time.monotonic()
+            print(line, flush=True)
 
 
 # A model may say anything, also what would ring a terminal's bell or repaint it.

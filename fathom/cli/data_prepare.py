@@ -2,23 +2,18 @@
 
 from __future__ import annotations
 
-import sys
-import time
 from pathlib import Path
-from types import TracebackType
 from typing import Annotated
 
 import typer
-from rich.console import Console
-from rich.status import Status
 
+from fathom.cli.console import TextConsole
 from fathom.data.filters import FILTERS
 from fathom.data.normalise import DEFAULT_NORMALISATION
 from fathom.errors import DataError
 
 USUAL_SIZE = 32_768
 """Vocabulary of a BPE that is trained here, where none is asked for (our choice; the report's is 128K)."""
-_PLAIN_EVERY = 5.0
 
 
 def prepare(
@@ -68,7 +63,7 @@ def prepare(
     """
     from fathom.data.prepare import prepare as make
 
-    with _Shown() as shown:
+    with TextConsole() as shown:
         try:
             data = make(
                 out,
@@ -121,43 +116,3 @@ def _weights(text: str) -> dict[str, float]:
         return {name.strip(): float(value) for name, _, value in pairs}
     except ValueError:
         raise DataError(f"--weights {text!r} is not understood; write en=0.5,zh=0.5") from None
-
-
-class _Shown:
-    """Lines as they come; progress in one changing line on a terminal, now and then elsewhere."""
-
-    def __init__(self) -> None:
-        self.console = Console(highlight=False)
-        self.status: Status | None = None
-        if sys.stdout.isatty():
-            self.status = self.console.status("")
-        self.last = time.monotonic()
-
-    def __enter__(self) -> _Shown:
-        if self.status:
-            self.status.start()
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        if self.status:
-            self.status.stop()
-
-    def say(self, line: str) -> None:
-        """A line of text."""
-        if self.status:
-            self.console.print(line, markup=False)
-        else:
-            print(line, flush=True)
-
-    def show(self, line: str) -> None:
-        """How far it is."""
-        if self.status:
-            self.status.update(line)
-        elif time.monotonic() - self.last > _PLAIN_EVERY:
-            self.last = time.monotonic()
-            print(line, flush=True)

@@ -13,7 +13,7 @@ def quickstart() -> None:
     The text is the source code of this Python's standard library, so nothing is downloaded. About ten minutes on two
     CPU cores; stopped, it goes on when the command is given again.
     """
-    from fathom.cli.console import Console
+    from fathom.cli.console import RunConsole
     from fathom.cli.options import choose_device
     from fathom.runs.execute import run
     from fathom.runs.recipe import load_recipe
@@ -23,7 +23,7 @@ def quickstart() -> None:
         f"Training the recipe {RECIPE}: {recipe.steps} steps on this Python's own standard library, into {FOLDER}.\n"
         f"Ctrl-C saves and stops; the same command goes on from there.\n"
     )
-    with Console(recipe) as console:
+    with RunConsole(recipe) as console:
         run(recipe, FOLDER, choose_device("auto"), console.show, console.say)
     print(next_steps())
 

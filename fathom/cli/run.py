@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from fathom.cli.console import Console
+from fathom.cli.console import RunConsole
 from fathom.cli.options import Device, choose_device
 from fathom.errors import FathomError
 from fathom.runs.execute import run as execute
@@ -53,7 +53,7 @@ def run(
             "--plot draws what a run would do; add --dry-run (a run's report has its own pictures)"
         )
     folder = out or Path("runs") / chosen.name
-    with Console(chosen) as console:
+    with RunConsole(chosen) as console:
         execute(chosen, folder, choose_device(device), console.show, console.say)
     prompt, place = quote(chosen.monitor.sample_prompt), quote(str(folder))
     print(f"\nspeak with it:  fathom generate {place} --prompt {prompt}    fathom chat {place}")
