@@ -80,7 +80,10 @@ class FimTokens:
 
 
 def fim_ids(tokenizer: Tokenizer, text: str, rate: float, key: int) -> list[int]:
-    """Ids of a document, permuted or not, without end of sentence. Raises `DataError`."""
+    """Ids of a document, permuted or not, without end of sentence: what `text_to_ids.Encoder` does, one at a time.
+
+    Raises `DataError`.
+    """
     parts = cut(text, rate, key)
     if parts is None:
         return tokenizer.encode(text)

@@ -61,7 +61,7 @@ class RunFolder:
             raise self._failed(self.path, error) from error
         if not begun:
             self._forget_other_data(recipe)
-        if not begun or self._is_our_own_recipe():
+        if not begun or (self.read_recipe() != recipe and self._is_our_own_recipe()):
             self.write("recipe.toml", recipe.to_toml())
 
     def _has_begun(self) -> bool:
