@@ -15,10 +15,12 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 _HOMES = {
+    "Engine": "fathom.inference",
     "FathomError": "fathom.errors",
     "LatentCache": "fathom.model",
     "ModelConfig": "fathom.model",
     "ModelOutput": "fathom.model",
+    "Sampling": "fathom.inference",
     "Transformer": "fathom.model",
     "load": "fathom.interop",
     "load_recipe": "fathom.runs.recipe",
@@ -32,6 +34,8 @@ __all__ = [*_HOMES, "__version__"]
 
 if TYPE_CHECKING:
     from fathom.errors import FathomError as FathomError
+    from fathom.inference import Engine as Engine
+    from fathom.inference import Sampling as Sampling
     from fathom.interop import load as load
     from fathom.interop import save as save
     from fathom.model import LatentCache as LatentCache

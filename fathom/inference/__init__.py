@@ -2,8 +2,22 @@
 
 from __future__ import annotations
 
+from fathom.inference.engine import Delta, Engine, Output
 from fathom.inference.generate import Session, generate, stream
-from fathom.inference.sampling import Sampling, sample
+from fathom.inference.request import Ended, Request, Usage
+from fathom.inference.sampling import Sampling
 from fathom.inference.step import Step
 
-__all__ = ["Sampling", "Session", "Step", "generate", "sample", "stream"]
+__all__ = [
+    "Delta",
+    "Ended",
+    "Engine",
+    "Output",
+    "Request",
+    "Sampling",
+    "Session",
+    "Step",
+    "Usage",
+    "generate",
+    "stream",
+]

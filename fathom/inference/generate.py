@@ -7,13 +7,15 @@ Batching, paging and speculation belong to an engine; this is what it must agree
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import Collection, Iterator, Sequence
 
 import torch
 from torch import Tensor
 
 from fathom.errors import GenerationError
-from fathom.inference.sampling import Sampling, sample
+from fathom.inference.choice import Draw, choose
+from fathom.inference.sampling import Sampling
 from fathom.inference.step import Step
 from fathom.model import LatentCache, Transformer
 
@@ -55,9 +57,11 @@ class Session:
         return self._stream(max_new_tokens, sampling, frozenset(stop_ids))
 
     def _stream(self, count: int, sampling: Sampling, stop_ids: frozenset[int]) -> Iterator[int]:
-        generator = sampling.generator()
-        for _ in range(count):
-            token = int(sample(self._read(), sampling, generator))
+        begin = len(self.ids)
+        seed = secrets.randbits(63) if sampling.seed is None else sampling.seed
+        for place in range(count):
+            draw = Draw(sampling, seed, place, self.ids[:begin], self.ids[begin:])
+            token = choose(self._read(), [draw]).tokens[0]
             self.ids.append(token)
             if token in stop_ids:
                 return

@@ -21,7 +21,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -46,6 +46,20 @@ from fathom.model.moe import Experts, MoE
 from fathom.model.router import affinities, choose
 
 _CPU = torch.device("cpu")
+
+
+class TextCache(Protocol):
+    """The cache of one text: `LatentCache` of batch 1, or the engine's pages."""
+
+    length: int
+
+    def append(self, layer: int, entries_BTX: Tensor) -> Tensor:
+        """Write the entry [1, 1, X] of the next token; all of the layer's [1, S, X]."""
+
+    def advance(self, tokens: int) -> None:
+        """Count tokens that all layers have written."""
+
+
 LONG = 1024
 """Cached tokens from which the product with the cache on the left is the faster one (1.4 times)."""
 
@@ -151,9 +165,18 @@ class Step:
         return plain and weight.device.type == "cpu" and weight.dtype == torch.float32
 
     @torch.inference_mode()
-    def __call__(self, token: int, cache: LatentCache) -> Tensor:
+    def __call__(self, token: int, cache: TextCache) -> Tensor:
         """Append the token to the cache of one text; logits [1, V]."""
-        project, finish, head = self.parts
+        return self.logits(self.hidden(token, cache))
+
+    def logits(self, h_1D: Tensor) -> Tensor:
+        """[1, V] of what `hidden` gives."""
+        return self.parts[2](self.model, h_1D)
+
+    @torch.inference_mode()
+    def hidden(self, token: int, cache: TextCache) -> Tensor:
+        """The same up to the final norm, [1, D]."""
+        project, finish, _ = self.parts
         decoder = self.model.model
         rotation = self._rotation(cache.length)
         h_1D = decoder.embed_tokens(torch.tensor([token]))
@@ -162,7 +185,7 @@ class Step:
             held = cache.append(number, entry[None])[0]
             h_1D = finish(block, h_1D, attend(query, held))
         cache.advance(1)
-        return head(self.model, h_1D)
+        return h_1D
 
     def _rotation(self, position: int) -> Rotation:
         """In tensors of its own: views would be compiled anew for each table they are of."""

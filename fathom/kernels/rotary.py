@@ -29,7 +29,11 @@ class Rotation:
 
     def first(self, length: int) -> Rotation:
         """Of the first `length` positions only."""
-        return replace(self, cos=self.cos[:, :length], sin=self.sin[:, :length])
+        return self.rows(slice(length))
+
+    def rows(self, rows: slice | Tensor) -> Rotation:
+        """Of some positions only."""
+        return replace(self, cos=self.cos[:, rows], sin=self.sin[:, rows])
 
 
 def rotate_reference(x_BTHR: Tensor, rotation: Rotation) -> Tensor:

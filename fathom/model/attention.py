@@ -54,15 +54,10 @@ class Attention(nn.Module):
         """[B, T, D] -> [B, T, D]."""
         latent, k_rope = self._compress(x_BTD, context)
         q_raw = self._queries(x_BTD)
-        cache = context.cache
-        if cache is None:
-            heads = self._expanded(q_raw, latent, k_rope, context)
+        if context.cache is None:
+            heads = self.expanded(q_raw, latent, k_rope, context)
         else:
-            entries = cache.append(self.layer, torch.cat((latent, k_rope), dim=-1))
-            if cache.length == 0 and x_BTD.shape[1] > 1:
-                heads = self._expanded(q_raw, latent, k_rope, context)
-            else:
-                heads = self._absorbed(q_raw, entries, context)
+            heads = context.cache.attend(self, q_raw, latent, k_rope, context)
         return self.o_proj(heads)
 
     def _compress(self, x_BTD: Tensor, context: Context) -> tuple[Tensor, Tensor]:
@@ -86,17 +81,24 @@ class Attention(nn.Module):
             kernels.remember(up, projection, latent)
         return up
 
-    def _expanded(self, q_raw: Tensor, latent: Tensor, k_rope: Tensor, context: Context) -> Tensor:
+    def expanded(self, q_raw: Tensor, latent: Tensor, k_rope: Tensor, context: Context) -> Tensor:
+        """Heads [B, T, H*V] of tokens that see each other only (eqs 2-10)."""
         layout = kernels.Expansion(self.shape, context.rotation, self.scale, context.visible)
         kv_raw = self._up(self.kv_b_proj, latent)
         return kernels.expanded_attention(q_raw, kv_raw, k_rope, layout, self.recompute)
 
-    def _absorbed(self, q_raw: Tensor, entries_BSX: Tensor, context: Context) -> Tensor:
+    def absorbed(self, q_raw: Tensor, entries_BSX: Tensor, context: Context) -> Tensor:
+        """The same of the last T of S cached tokens, in the latent space."""
         s = self.shape
         q = q_raw.view(*q_raw.shape[:2], s.heads, s.qk)
         q_rope = kernels.rotate(q[..., s.nope :], context.rotation)
-        weight = self.kv_b_proj.weight.to(q.dtype).view(s.heads, s.nope + s.value, -1)
         mask = None if context.visible.mask is None else context.visible.mask[:, 0]
         return kernels.absorbed_attention(
-            q[..., : s.nope], q_rope, entries_BSX, weight, s.nope, self.scale, mask
+            q[..., : s.nope], q_rope, entries_BSX, self.up_by_head(q.dtype), s.nope, self.scale, mask
+        )
+
+    def up_by_head(self, dtype: torch.dtype) -> Tensor:
+        """W_UK and W_UV of each head, [H, P+V, C]."""
+        return self.kv_b_proj.weight.to(dtype).view(
+            self.shape.heads, self.shape.nope + self.shape.value, -1
         )

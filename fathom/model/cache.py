@@ -1,15 +1,37 @@
 """The latent cache (report §2.1.1): one compressed latent and one rotated key per token and layer.
 
 576 numbers at the 671B shape (512 + 64), where keys and values of 128 heads would take 40,960.
+
+`Cache` is the third seam of the model: attention hands what it made of the new tokens to whatever
+holds the past, and gets the heads' outputs back. `LatentCache` is one block of memory for one
+batch of texts of equal length; the engine's pages (`fathom.inference.pages`) are another.
 """
 
 from __future__ import annotations
+
+from typing import TYPE_CHECKING, Protocol
 
 import torch
 from torch import Tensor
 
 from fathom.errors import GenerationError
 from fathom.model.config import ModelConfig
+
+if TYPE_CHECKING:
+    from fathom.model.attention import Attention
+    from fathom.model.context import Context
+
+
+class Cache(Protocol):
+    """What attention needs of the past."""
+
+    def attend(
+        self, layer: Attention, q_raw: Tensor, latent: Tensor, k_rope: Tensor, context: Context
+    ) -> Tensor:
+        """Remember the new tokens; heads side by side [B, T, H*V] over all that they see.
+
+        q_raw [B, T, H*(P+R)] not rotated yet, latent [B, T, C] normed, k_rope [B, T, R] rotated.
+        """
 
 
 class LatentCache:
@@ -41,6 +63,15 @@ class LatentCache:
             )
         self.tensors[layer][:, self.length : end] = entries_BTX.detach()
         return self.tensors[layer][:, :end]
+
+    def attend(
+        self, layer: Attention, q_raw: Tensor, latent: Tensor, k_rope: Tensor, context: Context
+    ) -> Tensor:
+        """Expanded where a text begins, absorbed behind it; see `Cache`."""
+        entries = self.append(layer.layer, torch.cat((latent, k_rope), dim=-1))
+        if self.length == 0 and q_raw.shape[1] > 1:
+            return layer.expanded(q_raw, latent, k_rope, context)
+        return layer.absorbed(q_raw, entries, context)
 
     def advance(self, tokens: int) -> None:
         """Count the tokens that all layers have written."""

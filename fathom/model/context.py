@@ -9,7 +9,7 @@ from torch import Tensor
 
 from fathom import kernels
 from fathom.errors import GenerationError
-from fathom.model.cache import LatentCache
+from fathom.model.cache import Cache, LatentCache
 from fathom.model.config import ModelConfig
 from fathom.model.rope import RotaryTable
 
@@ -31,7 +31,7 @@ class Context:
 
     rotation: kernels.Rotation
     visible: kernels.Visible = kernels.ALL
-    cache: LatentCache | None = None
+    cache: Cache | None = None
     token_mask: Tensor | None = None
     keep_scores: bool = False
     routers: list[RouterRecord] = field(default_factory=list)

@@ -44,12 +44,14 @@ class ModelOutput:
 class Trunk:
     """Hidden states right before the output head, and the routers' records.
 
-    hidden [B, T, D]; mtp_hidden: for depth k a tensor [B, T-k, D].
+    hidden [B, T, D]; mtp_hidden: for depth k a tensor [B, T-k, D]; state [B, T, D]: h^0, what the
+    first MTP module reads.
     """
 
     hidden: Tensor
     mtp_hidden: list[Tensor]
     routers: list[RouterRecord]
+    state: Tensor
 
 
 class Decoder(nn.Module):
@@ -138,17 +140,26 @@ class Transformer(nn.Module):
             cache,
             keep_scores,
         )
-        embedded = self.model.embed_tokens(tokens)
-        if self.compute_dtype is not None:
-            embedded = embedded.to(self.compute_dtype)
+        trunk = self.read(tokens, context, mtp)
+        if cache is not None:
+            cache.advance(tokens.shape[1])
+        return trunk
+
+    def read(self, tokens: Tensor, context: Context, mtp: bool = False) -> Trunk:
+        """`trunk` within a context that is the caller's: positions, visibility, cache."""
+        embedded = self.embed(tokens)
         raw = embedded
         for layer in self.model.layers:
             raw = layer(raw, context)
         hidden = self.model.norm(raw)
-        if cache is not None:
-            cache.advance(tokens.shape[1])
         depths = self._predict_further(raw, hidden, embedded, context) if mtp else []
-        return Trunk(hidden, depths, context.routers)
+        state = hidden if self.config.mtp_hidden == "post_norm" else raw
+        return Trunk(hidden, depths, context.routers, state)
+
+    def embed(self, tokens: Tensor) -> Tensor:
+        """Embeddings in the compute dtype."""
+        embedded = self.model.embed_tokens(tokens)
+        return embedded if self.compute_dtype is None else embedded.to(self.compute_dtype)
 
     def _predict_further(
         self, raw: Tensor, hidden: Tensor, embedded: Tensor, context: Context

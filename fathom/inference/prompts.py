@@ -1,0 +1,43 @@
+"""What may be asked: a text, token ids, or a conversation."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from fathom.data import Tokenizer
+from fathom.data.chat import chat_ids
+from fathom.errors import GenerationError
+
+Prompt = str | Sequence[int] | Sequence[Mapping[str, str]]
+
+
+def ids_of(prompt: Prompt, tokenizer: Tokenizer | None, vocabulary: int) -> list[int]:
+    """Token ids of a prompt. Raises `GenerationError` when there are none or the model does not know them."""
+    ids = _ids(prompt, tokenizer)
+    if not ids:
+        raise GenerationError("the prompt is empty; give at least one token to continue")
+    wrong = next((token for token in ids if not 0 <= token < vocabulary), None)
+    if wrong is not None:
+        raise GenerationError(
+            f"token id {wrong} is outside the model's vocabulary of {vocabulary}; "
+            f"use the tokenizer that the model was trained with"
+        )
+    return ids
+
+
+def _ids(prompt: Prompt, tokenizer: Tokenizer | None) -> list[int]:
+    if not isinstance(prompt, str) and all(_is_id(part) for part in prompt):
+        return list(prompt)  # type: ignore[arg-type]
+    if tokenizer is None:
+        raise GenerationError("there is no tokenizer; give prompts as lists of token ids")
+    if isinstance(prompt, str):
+        return tokenizer.prompt_ids(prompt)
+    if all(isinstance(part, Mapping) for part in prompt):
+        return chat_ids(tokenizer, [dict(message) for message in prompt])  # type: ignore[call-overload]
+    raise GenerationError(
+        f"a prompt of {type(prompt).__name__} is none; give a text, a list of token ids, or a list of messages"
+    )
+
+
+def _is_id(part: object) -> bool:
+    return isinstance(part, int) and not isinstance(part, bool)

@@ -1,0 +1,308 @@
+"""Drafts from the model's own MTP modules (report §2.2, §5.4.3), and whether they pay.
+
+After a pass has given the states h^0 of newly read tokens, module 1 reads them together with the
+tokens one further on, module 2 its output with the tokens two further on, and so on: D drafts
+behind the last certain token. More drafts come from the last module reading its own state again,
+one position on ("recycling", after the norm of its head if that is what the model was trained
+with). The next pass of the model reads the drafts along with the certain token and makes its own
+choice at each; since both draw with the same noise (`fathom.inference.noise`), drafts that are equal
+to the choices were right, and the first choice that differs counts in the draft's place.
+
+Each module has its own layer in the cache, written at the position i of the state it read. Module
+d's entry at i needs token i + d; where that was a draft, it is made again once the token is certain.
+What is final by depth, and the states needed to go on from there, are a request's `Trail`. Wrong
+entries could only make drafts worse, never change what is said.
+
+Shapes: N rows, D hidden.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import cast
+
+import torch
+from torch import Tensor
+
+from fathom.inference.choice import choose
+from fathom.inference.pages import PagedPass, Pages, Piece, runs_of
+from fathom.inference.request import Request
+from fathom.model import Transformer
+from fathom.model.context import Context
+from fathom.model.mtp import MTPModule
+
+
+@dataclass(frozen=True)
+class Span:
+    """Positions [start, start + count) of a text that holds `blocks`; they see from `first` on."""
+
+    blocks: Sequence[int]
+    first: int
+    start: int
+    count: int
+
+
+def lay_out(model: Transformer, pages: Pages, size: int, spans: Sequence[Span]) -> Context:
+    """Context of one pass over the spans, one behind the other."""
+    slots: list[int] = []
+    positions: list[int] = []
+    pieces = []
+    for span in spans:
+        end = span.start + span.count
+        places = range(span.start, end)
+        lo = len(positions)
+        positions += places
+        slots += [span.blocks[i // size] * size + i % size for i in places]
+        pieces.append(Piece(lo, len(positions), runs_of(span.blocks, size, span.first, end)))
+    device = model.lm_head.weight.device
+    cache = PagedPass(pages, torch.tensor(slots, device=device), pieces)
+    return Context(model.rotary.at(torch.tensor([positions], device=device)), cache=cache)
+
+
+@dataclass
+class Trail:
+    """How far the modules have followed one request."""
+
+    first: int
+    """Position from which on the cache holds their entries."""
+    done: list[int]
+    """By depth: entries before this position are final."""
+    tails: list[Tensor | None]
+    """By depth: the states it read or is yet to read from there on, as far as those are final."""
+
+
+@dataclass
+class Fresh:
+    """States [N, D] that a pass gave for the positions from `start` on of a request."""
+
+    request: Request
+    start: int
+    states_ND: Tensor
+
+
+@dataclass
+class _Rows:
+    """What one module reads of one request: states from position `first` on, the first `count` of them."""
+
+    fresh: Fresh
+    trail: Trail
+    first: int
+    states_ND: Tensor
+    count: int
+    raw: Tensor = field(init=False)
+    normed: Tensor = field(init=False)
+
+    def followed(self, post_norm: bool) -> Tensor:
+        return self.normed if post_norm else self.raw
+
+
+class Drafter:
+    """The MTP modules of one model at work for many requests."""
+
+    def __init__(self, model: Transformer, pages: Pages, block_size: int, drafts: int) -> None:
+        self.model, self.pages, self.size, self.drafts = model, pages, block_size, drafts
+        self.modules = [cast(MTPModule, module) for module in model.model.mtp][:drafts]
+        self.post_norm = model.config.mtp_hidden == "post_norm"
+        self.trails: dict[Request, Trail] = {}
+        self._covered: set[int] = set()
+
+    def begin(self, request: Request) -> None:
+        """A request was let in; of the blocks it found those count that modules had followed too."""
+        found = request.computed // self.size
+        covered = found
+        while covered and request.blocks[covered - 1] in self._covered:
+            covered -= 1
+        self.trails[request] = self._trail(request.computed, covered * self.size)
+
+    def _trail(self, start: int, first: int) -> Trail:
+        depth = len(self.modules)
+        return Trail(first, [start] * depth, [None] * depth)
+
+    def forget(self, request: Request) -> None:
+        """A request has ended or lost its blocks."""
+        self.trails.pop(request, None)
+
+    def published(self, request: Request, before: int) -> None:
+        """Blocks from number `before` on were published: mark those that modules followed from their begin."""
+        trail = self.trails.get(request)
+        for number in range(before, request.published):
+            whole = trail is not None and trail.first <= number * self.size
+            (self._covered.add if whole else self._covered.discard)(request.blocks[number])
+
+    def follow(self, fresh: Sequence[Fresh], drafting: set[Request]) -> None:
+        """Let the modules read what the model has read, and set `drafts` of those in `drafting`."""
+        rows = [self._first_rows(each) for each in fresh]
+        wishing = [row for row in rows if row.fresh.request in drafting]
+        for depth, module in enumerate(self.modules, start=1):
+            if depth > 1:
+                rows = [self._next_rows(row, depth) for row in rows]
+                wishing = [row for row in rows if row.fresh.request in drafting]
+            self._run(module, depth, [row for row in rows if row.count > 0])
+            for row in rows:
+                self._settle(row, depth)
+            self._draft([row for row in wishing if self._is_last(row)])
+        self._recycle([row for row in wishing if self._is_last(row)])
+
+    def _is_last(self, row: _Rows) -> bool:
+        """Whether the row read the last state there is."""
+        return row.count > 0 and row.first + row.count == row.fresh.request.computed
+
+    def _first_rows(self, fresh: Fresh) -> _Rows:
+        trail = self.trails.get(fresh.request)
+        if trail is None or trail.done[0] != fresh.start:  # it went on without the modules
+            trail = self.trails[fresh.request] = self._trail(fresh.start, fresh.start)
+        request = fresh.request
+        states = fresh.states_ND
+        count = min(len(states), len(request.ids) - 1 - fresh.start)
+        return _Rows(fresh, trail, fresh.start, states, count)
+
+    def _next_rows(self, before: _Rows, depth: int) -> _Rows:
+        """For module `depth`: the states it has kept, and those the module before has just made."""
+        trail, request = before.trail, before.fresh.request
+        first, tail = trail.done[depth - 1], trail.tails[depth - 1]
+        made = before.followed(self.post_norm) if before.count > 0 else before.states_ND[:0]
+        states = made if tail is None else torch.cat((tail, made))
+        count = min(len(states), len(request.known) - depth - first)
+        return _Rows(before.fresh, trail, first, states, count)
+
+    def _settle(self, row: _Rows, depth: int) -> None:
+        """Note which entries are final, and keep the states that the rest needs again."""
+        trail, request = row.trail, row.fresh.request
+        final = max(row.first, min(row.first + row.count, len(request.ids) - depth))
+        certain = request.computed if depth == 1 else trail.done[depth - 2]
+        tail = row.states_ND[final - row.first : max(certain - row.first, 0)]
+        trail.done[depth - 1] = final
+        trail.tails[depth - 1] = tail.clone() if len(tail) else None
+
+    def _run(self, module: MTPModule, depth: int, rows: Sequence[_Rows]) -> None:
+        """One module over all rows (eqs 21-22)."""
+        if not rows:
+            return
+        spans, tokens, states = [], [], []
+        for row in rows:
+            request = row.fresh.request
+            spans.append(Span(request.blocks, row.trail.first, row.first, row.count))
+            tokens += request.known[row.first + depth : row.first + depth + row.count]
+            states.append(row.states_ND[: row.count])
+        raw, normed = self._predict(module, spans, tokens, torch.cat(states))
+        counts = [row.count for row in rows]
+        for row, a, b in zip(rows, raw.split(counts), normed.split(counts), strict=True):
+            row.raw, row.normed = a, b
+
+    def _predict(
+        self, module: MTPModule, spans: Sequence[Span], tokens: list[int], states_ND: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        context = lay_out(self.model, self.pages, self.size, spans)
+        embedded = self.model.embed(torch.tensor([tokens], device=states_ND.device))
+        raw = module.predict(states_ND[None], embedded, context)
+        return raw[0], module.normed(raw)[0]
+
+    def _draft(self, rows: Sequence[_Rows]) -> None:
+        """One draft for each row, from its last state."""
+        rows = [row for row in rows if self._wants(row.fresh.request)]
+        if rows:
+            self._add_drafts(
+                [row.fresh.request for row in rows], torch.stack([row.normed[-1] for row in rows])
+            )
+
+    def _add_drafts(self, requests: Sequence[Request], states_ND: Tensor) -> None:
+        draws = [request.draw(len(request.drafts)) for request in requests]
+        for request, token in zip(
+            requests, choose(self.model.lm_head(states_ND), draws).tokens, strict=True
+        ):
+            request.drafts.append(token)
+
+    def _wants(self, request: Request) -> bool:
+        """Whether another draft could be of use: the answer has room for it and a token behind it."""
+        most = min(self.drafts, request.limit - len(request.ids) - 1)
+        return len(request.drafts) < most
+
+    def _recycle(self, rows: Sequence[_Rows]) -> None:
+        """Drafts beyond the modules' number: the last one reads its own last state, a position on."""
+        module, depth = self.modules[-1], len(self.modules)
+        states = {row.fresh.request: row.followed(self.post_norm)[-1] for row in rows}
+        trails = {row.fresh.request: row.trail for row in rows}
+        while True:
+            going = [r for r in states if self._wants(r) and self._has_slot(r, depth)]
+            if not going:
+                return
+            spans = [
+                Span(r.blocks, trails[r].first, r.computed + len(r.drafts) - depth, 1)
+                for r in going
+            ]
+            tokens = [request.drafts[-1] for request in going]
+            joined = torch.stack([states[request] for request in going])
+            raw, normed = self._predict(module, spans, tokens, joined)
+            self._add_drafts(going, normed)
+            for number, request in enumerate(going):
+                states[request] = (normed if self.post_norm else raw)[number]
+
+    def _has_slot(self, request: Request, depth: int) -> bool:
+        """Whether the position that recycling would write to is in the request's blocks."""
+        position = request.computed + len(request.drafts) - depth
+        return position < len(request.blocks) * self.size
+
+
+TRIALS = 4
+"""Passes by which either way is first measured."""
+AGAIN = 64
+"""After so many passes the way that was slower is measured again."""
+_FORGETTING = 0.8
+
+
+@dataclass
+class _Rate:
+    """Seconds and tokens of the last passes, older ones counting less."""
+
+    seconds: float = 0.0
+    tokens: float = 0.0
+    passes: int = 0
+
+    def add(self, seconds: float, tokens: int) -> None:
+        self.seconds = self.seconds * _FORGETTING + seconds
+        self.tokens = self.tokens * _FORGETTING + tokens
+        self.passes += 1
+
+    @property
+    def per_second(self) -> float:
+        return self.tokens / self.seconds if self.seconds else 0.0
+
+
+class Payoff:
+    """Whether drafting is worth its time, by batch size, from tokens per second with and without.
+
+    Checking a draft costs little where weights are read for few rows, and nearly as much as a token
+    where each row brings experts of its own; only the clock knows. Answers do not depend on it.
+    """
+
+    def __init__(self) -> None:
+        self._rates: dict[tuple[int, bool], _Rate] = {}
+        self._since: dict[int, int] = {}
+        self._tried: dict[int, int] = {}
+
+    def drafting(self, requests: int) -> bool:
+        """Whether the next pass for so many requests should make drafts."""
+        size = requests.bit_length()
+        for way in (True, False):
+            if self._rate(size, way).passes < TRIALS:
+                return way
+        return self._better(size) != (self._since.get(size, 0) >= AGAIN)
+
+    def record(self, requests: int, drafting: bool, seconds: float, tokens: int) -> None:
+        """A pass that only decoded, and either checked drafts and made new ones or did neither."""
+        size = requests.bit_length()
+        worse = drafting != self._better(size)
+        self._rate(size, drafting).add(seconds, tokens)
+        if not worse:
+            self._since[size] = self._since.get(size, 0) + 1
+            return
+        self._tried[size] = self._tried.get(size, 0) + 1
+        if self._tried[size] >= TRIALS:
+            self._since[size] = self._tried[size] = 0
+
+    def _better(self, size: int) -> bool:
+        return self._rate(size, True).per_second >= self._rate(size, False).per_second
+
+    def _rate(self, size: int, drafting: bool) -> _Rate:
+        return self._rates.setdefault((size, drafting), _Rate())
