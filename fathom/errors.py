@@ -25,3 +25,7 @@ class RecipeError(FathomError, ValueError):
 
 class GenerationError(FathomError, ValueError):
     """A request the model cannot answer, for example one longer than its context."""
+
+
+class ServingError(FathomError):
+    """A server that cannot be started with these settings, or a request that it refuses."""
