@@ -10,11 +10,9 @@ from typing import Annotated
 
 import typer
 
-from fathom.cli.opening import open_model
-from fathom.cli.options import Compiled, Device, RunOrDir, choose_device
-from fathom.data import Tokenizer
-from fathom.errors import FathomError, ServingError
-from fathom.inference import Engine, Step
+from fathom.cli.opening import open_speaker
+from fathom.cli.options import Compiled, Device, MaxMemory, RunOrDir, Speculate
+from fathom.errors import ServingError
 
 KEYS_VARIABLE = "FATHOM_API_KEYS"
 
@@ -31,15 +29,10 @@ def serve(
             "--model-name", help="Id of the model for clients (default: the folder's name)."
         ),
     ] = None,
-    max_memory: Annotated[
-        str, typer.Option(help="For the cache and the work, beside the weights.")
-    ] = "4GiB",
+    max_memory: MaxMemory = "4GiB",
     max_requests: Annotated[int, typer.Option(min=1, help="Answers that run at a time.")] = 64,
     batch_tokens: Annotated[int, typer.Option(min=1, help="Tokens of a pass.")] = 512,
-    speculate: Annotated[
-        int | None,
-        typer.Option(min=0, help="Drafts behind each token (default: one for each MTP module)."),
-    ] = None,
+    speculate: Speculate = None,
     max_waiting: Annotated[
         int, typer.Option(min=0, help="Answers that may wait; more get status 429.")
     ] = 256,
@@ -99,36 +92,9 @@ def serve(
     )
     if not settings.api_keys and not _is_loopback(host):
         logging.warning("host=%s lets other machines in, and there is no API key", host)
-    engine = _engine(run_or_dir, device, compiled, max_memory, max_requests, batch_tokens, speculate)
+    speaker = open_speaker(run_or_dir, device, compiled, mtp=False if speculate == 0 else None)
+    engine = speaker.engine(speculate, max_memory, max_requests, batch_tokens)
     run(engine, settings, host, port)
-
-
-def _engine(
-    run_or_dir: str,
-    device: str,
-    compiled: bool,
-    max_memory: str,
-    max_requests: int,
-    batch_tokens: int,
-    speculate: int | None,
-) -> Engine:
-    import torch
-
-    place = choose_device(device)
-    if compiled and place.type != "cpu":
-        raise FathomError(f"--compile is for a CPU, this is {place}; leave it out")
-    dtype = torch.float32 if place.type == "cpu" else torch.bfloat16
-    model, tokenizer, origin = open_model(run_or_dir, dtype, mtp=None if speculate != 0 else False)
-    model = model.to(place, dtype).eval().requires_grad_(False)
-    return Engine(
-        model,
-        tokenizer or Tokenizer.load(origin),
-        max_memory=max_memory,
-        max_requests=max_requests,
-        batch_tokens=batch_tokens,
-        speculate=speculate,
-        single=Step(model, compiled) if Step.suits(model) else None,
-    )
 
 
 def _name_of(run_or_dir: str) -> str:

@@ -7,7 +7,7 @@ from typing import Any
 from fastapi import APIRouter
 from starlette.responses import JSONResponse, Response
 
-from fathom.serving import page
+from fathom.serving import chat_page
 from fathom.serving.server import Server
 
 METRICS_TYPE = "text/plain; version=0.0.4; charset=utf-8"
@@ -36,8 +36,8 @@ def routes(server: Server) -> APIRouter:
         return Response(server.meters.text(), headers={"Content-Type": METRICS_TYPE})
 
     @router.get("/", include_in_schema=False)
-    async def chat_page() -> Response:
-        return Response(page.page(), headers=page.headers())
+    async def root() -> Response:
+        return Response(chat_page.page(), headers=chat_page.headers())
 
     return router
 
