@@ -11,7 +11,7 @@ from fathom.data.chat import CALL_END, call_ids, chat_ids
 from fathom.errors import DataError
 from fathom.inference import Sampling
 from fathom.serving.errors import ApiError
-from fathom.serving.guides import Format, guide_of
+from fathom.serving.guides import Format, guide_of, guide_of_call
 from fathom.serving.reader import Reader, can_call
 from fathom.serving.schemas import Wishes
 
@@ -64,7 +64,8 @@ def prompt_of(conversation: Conversation, tokenizer: Tokenizer) -> Prompt:
     sampling: dict[str, Any] = {}
     if calling and not talk.parallel:
         sampling["stop_token_ids"] = (tokenizer.control_id(CALL_END),)
-    if guide := guide_of(talk.format, talk.tools if forced else (), talk.function, thinking):
+    guide = guide_of_call(talk.tools, talk.function) if forced else guide_of(talk.format, thinking)
+    if guide is not None:
         sampling["guide"] = guide
     return Prompt(ids, lambda: Reader(tokenizer, thinking, calling, begun), sampling)
 
@@ -87,9 +88,9 @@ def _check_tools(talk: Conversation, tokenizer: Tokenizer) -> None:
             "tool_choice: a call cannot be forced while the model thinks; use 'auto' or switch thinking off",
             param="tool_choice",
         )
-    if forced and talk.format.type != "text":
+    if talk.tools and talk.choice != NONE and talk.format.type != "text":
         raise ApiError(
-            "response_format: a call is forced, whose form its tool gives; leave response_format out",
+            "response_format: an answer in this form could not call tools; leave tools out, or tool_choice: 'none'",
             param="response_format",
         )
 

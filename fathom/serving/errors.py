@@ -61,8 +61,9 @@ def translated(error: FathomError) -> ApiError:
     """What a refusal of the engine or of the tokenizer is to a client; messages begin with `field=value`."""
     if isinstance(error, ApiError):
         return error
-    field = re.match(r"(\w+)=", str(error))
-    return ApiError(str(error), 400, _FIELDS.get(field[1], field[1]) if field else None)
+    field = re.match(r"(\w+)=|(?:the |a )?guide\b", str(error))
+    name = (field[1] or "guide") if field else ""
+    return ApiError(str(error), 400, _FIELDS.get(name, name) or None)
 
 
 _FIELDS = {"max_new_tokens": "max_tokens", "guide": "response_format"}

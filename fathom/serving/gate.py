@@ -10,7 +10,7 @@ import asyncio
 import hmac
 import logging
 import time
-from collections.abc import Iterable
+from collections.abc import AsyncIterator, Iterable
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -157,7 +157,7 @@ class _Again:
         return {"type": "http.request", "body": body, "more_body": False}
 
 
-async def _parts(receive: Receive):  # type: ignore[no-untyped-def]
+async def _parts(receive: Receive) -> AsyncIterator[bytes]:
     """The body as it comes."""
     more = True
     while more:

@@ -6,7 +6,6 @@ import secrets
 from collections.abc import Sequence
 from typing import Any
 
-from fathom.serving.answer import ToolCall
 from fathom.serving.reader import Kind, Piece
 
 Event = dict[str, Any]
@@ -20,10 +19,8 @@ class Items:
         self._open: Kind | None = None
         self._text = ""
 
-    def add(
-        self, piece: Piece, calls: Sequence[ToolCall], logprobs: Sequence[Any] = ()
-    ) -> list[Event]:
-        """What a piece adds, as events; `calls` are those of the answer so far."""
+    def add(self, piece: Piece, logprobs: Sequence[Any] = ()) -> list[Event]:
+        """What a piece adds, as events."""
         events: list[Event] = []
         kind: Kind = "call" if piece.kind == "arguments" else piece.kind
         if piece.kind == "call" or kind != self._open:

@@ -126,7 +126,7 @@ class _Reply:
         async with self.open() as answers:
             async for _, delta in answers:
                 for piece in self._answer.take(delta):
-                    self._items.add(piece, self._answer.calls)
+                    self._items.add(piece)
             self._end()
             return self._response(answers)
 
@@ -144,7 +144,7 @@ class _Reply:
             async for _, delta in answers:
                 logprobs = self._logprobs(said(delta))
                 for piece in self._answer.take(delta):
-                    for data in self._items.add(piece, self._answer.calls, logprobs):
+                    for data in self._items.add(piece, logprobs):
                         yield numbered(data)
                     logprobs = []
         except FathomError as error:
@@ -159,7 +159,7 @@ class _Reply:
 
     def _end(self) -> list[dict[str, Any]]:
         """Close the last item; an answer that said nothing is an empty message."""
-        nothing = [] if self._items.done else self._items.add(Piece("content", ""), [])
+        nothing = [] if self._items.done else self._items.add(Piece("content", ""))
         return nothing + self._items.close(self._logprobs(self._answer.logprobs))
 
     def _logprobs(self, logprobs: Sequence[Logprob]) -> list[dict[str, Any]]:
