@@ -41,8 +41,6 @@ class ApiError(ServingError):
 
 
 _TYPES = {
-    401: "authentication_error",
-    404: "not_found_error",
     429: "rate_limit_error",
     503: "service_unavailable_error",
 }
@@ -96,14 +94,15 @@ def install(app: FastAPI) -> None:
 
 def refusal_of(problem: Mapping[str, Any]) -> ApiError:
     """One of pydantic's findings as an error that names the field."""
-    place = _place(problem["loc"])
     kind, message = problem["type"], problem["msg"]
+    place = _place(problem["loc"])
     if kind == "json_invalid":
         return ApiError(f"the body is not valid JSON: {problem['ctx']['error']}")
     if kind == "at_fault":
         place.append(problem["ctx"]["param"])
     param = ".".join(place) or None
     if kind == "extra_forbidden":
+        param = ".".join([*_place(problem["loc"][:-1]), str(problem["loc"][-1])])
         return ApiError(
             f"{param} is not a field this server knows; leave it out", 400, param, "unknown_parameter"
         )
@@ -111,7 +110,7 @@ def refusal_of(problem: Mapping[str, Any]) -> ApiError:
         return ApiError("the request has no body; send JSON with the header Content-Type")
     if kind == "missing":
         return ApiError(f"{param} is missing", 400, param, "missing_required_parameter")
-    return ApiError(f"{param}: {message}" if param else message, 400, param, "invalid_value")
+    return ApiError(f"{param or 'the body'}: {message}", 400, param, "invalid_value")
 
 
 def _place(location: Sequence[str | int]) -> list[str]:
