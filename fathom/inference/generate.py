@@ -52,6 +52,8 @@ class Session:
         A token of `stop_ids` ends it; that token joins the text but is not yielded. Raises `GenerationError` at once
         when there is nothing to continue, when it does not fit the model's context, or for unknown ids.
         """
+        if sampling.guide is not None:
+            raise GenerationError("a session knows no guides; ask a fathom.Engine")
         self._check(new_ids, max_new_tokens)
         self.ids += new_ids
         return self._stream(max_new_tokens, sampling, frozenset(stop_ids))
