@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from fathom.inference.engine import Delta, Engine, Output
-from fathom.inference.generate import Session, generate, stream
+from fathom.inference.generate import generate
 from fathom.inference.guide import Guide
 from fathom.inference.request import Ended, Request, Usage
 from fathom.inference.sampling import Sampling
@@ -17,9 +17,7 @@ __all__ = [
     "Output",
     "Request",
     "Sampling",
-    "Session",
     "Step",
     "Usage",
     "generate",
-    "stream",
 ]

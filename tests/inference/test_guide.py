@@ -455,6 +455,6 @@ def test_guides_need_a_tokenizer_and_the_library(monkeypatch: pytest.MonkeyPatch
         Sampling(guide={"type": "object"})  # type: ignore[arg-type]
 
 
-def test_a_session_has_no_guides() -> None:
-    with pytest.raises(GenerationError, match=re.escape("fathom.Engine")):
+def test_the_plain_loop_has_no_guides() -> None:
+    with pytest.raises(GenerationError, match=re.escape("ask a fathom.Engine")):
         fathom.inference.generate(model(), [5], 3, Sampling(guide=Guide("json_object")))
