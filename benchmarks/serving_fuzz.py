@@ -56,7 +56,13 @@ STRANGE: list[Any] = [
 
 def places(value: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
     """Paths of all parts of a body."""
-    inside = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    inside = (
+        value.items()
+        if isinstance(value, dict)
+        else enumerate(value)
+        if isinstance(value, list)
+        else ()
+    )
     return [path, *(place for key, part in inside for place in places(part, (*path, key)))]
 
 
@@ -111,7 +117,9 @@ def schemathesis(server: Served, seconds: float, seed: int, examples: int) -> in
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
     parser.add_argument("directory", nargs="?", help="exported model (default: a small random one)")
     parser.add_argument("--seconds", type=float, default=600, help="for each of the two")
     parser.add_argument("--examples", type=int, default=100, help="of schemathesis, for each route")
@@ -123,7 +131,9 @@ def main() -> None:
         left = server.metrics()
     print(f"schemathesis: exit status {status}")
     print(f"own fuzz: {statuses.total()} requests, by status {dict(sorted(statuses.items()))}")
-    print(f"afterwards: {left['num_requests_running']:g} running, {left['kv_cache_usage_perc']:.0%} of the cache in use")
+    print(
+        f"afterwards: {left['num_requests_running']:g} running, {left['kv_cache_usage_perc']:.0%} of the cache in use"
+    )
     for fault in faults:
         print("FAULT", fault)
     raise SystemExit(1 if faults or status > 0 or left["kv_cache_usage_perc"] else 0)

@@ -23,7 +23,7 @@ import httpx
 from harness import environment, table, write_json
 from serving_process import NAME, Served, served
 
-WORDS = "sea sand stone river field wind light word name house road tree day night".split()
+WORDS = ["sea", "sand", "stone", "river", "field", "wind", "light", "word", "name", "house", "road", "tree", "day", "night"]
 PATIENCE = 120.0
 """Seconds without a sign of life after which a request counts as stuck."""
 
@@ -49,7 +49,12 @@ class Tally:
 def request(rng: random.Random, stream: bool) -> tuple[str, dict[str, Any]]:
     """A random path and body."""
     text = " ".join(rng.choices(WORDS, k=rng.choice((3, 10, 40, 150))))
-    body = {"model": NAME, "stream": stream, "max_tokens": rng.randint(1, 60), "n": rng.choice((1, 1, 2))}
+    body = {
+        "model": NAME,
+        "stream": stream,
+        "max_tokens": rng.randint(1, 60),
+        "n": rng.choice((1, 1, 2)),
+    }
     if rng.random() < 0.5:
         body |= {"temperature": 0, "stop": "zzz"}
     if rng.random() < 0.3:
@@ -185,7 +190,9 @@ async def drain(server: Served, clients: int) -> dict[str, Any]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
     parser.add_argument("directory", nargs="?", help="exported model (default: a small random one)")
     parser.add_argument("--clients", type=int, default=200)
     parser.add_argument("--seconds", type=float, default=600)

@@ -39,7 +39,8 @@ def serve(
     max_prompt_tokens: Annotated[
         int | None, typer.Option(min=1, help="Longest prompt (default: the model's context).")
     ] = None,
-    max_body_bytes: Annotated[int, typer.Option(min=1, help="Longest body of a request.")] = 4 << 20,
+    max_body_bytes: Annotated[int, typer.Option(min=1, help="Longest body of a request.")] = 4
+    << 20,
     max_choices: Annotated[int, typer.Option(min=1, help="Answers to one request.")] = 16,
     body_seconds: Annotated[
         float, typer.Option(help="How long a client may take to send a request.")
@@ -109,7 +110,9 @@ def _keys(file: Path | None) -> tuple[str, ...]:
         try:
             keys += file.read_text(encoding="utf-8").splitlines()
         except OSError as error:
-            raise ServingError(f"--api-key-file {file} cannot be read ({error.strerror})") from error
+            raise ServingError(
+                f"--api-key-file {file} cannot be read ({error.strerror})"
+            ) from error
     found = tuple(key.strip() for key in keys if key.strip())
     if file is not None and not found:
         raise ServingError(f"--api-key-file {file} holds no key; write one a line")

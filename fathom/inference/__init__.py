@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from fathom.inference.engine import Delta, Engine, Output
 from fathom.inference.generate import generate
+from fathom.inference.guide import Guide
 from fathom.inference.request import Ended, Request, Usage
 from fathom.inference.sampling import Sampling
 from fathom.inference.step import Step
@@ -12,6 +13,7 @@ __all__ = [
     "Delta",
     "Ended",
     "Engine",
+    "Guide",
     "Output",
     "Request",
     "Sampling",

@@ -31,6 +31,7 @@ from fathom.errors import GenerationError
 from fathom.inference.blocks import BlockPool
 from fathom.inference.choice import Choice, Logprob, choose, logprobs_of
 from fathom.inference.generate import evaluating
+from fathom.inference.guide import Grammars, Guided
 from fathom.inference.memory import bytes_of, bytes_of_a_pass
 from fathom.inference.pages import Pages, TextPages
 from fathom.inference.prompts import Prompt, check_length, ids_of
@@ -153,6 +154,7 @@ class Engine:
         self.payoff = None if always_speculate else Payoff()
         self.counts = Counts()
         self._ends = self._end_tokens()
+        self._grammars: Grammars | None = None
         self._number = 0
 
     # --- what users call ---------------------------------------------------------------------------
@@ -432,12 +434,21 @@ class Engine:
         requests: list[Request] = []
         for choice in range(wish.n):
             spoken = None if self.tokenizer is None else Spoken(self.tokenizer.stream(), wish.stop)
-            request = Request(self._number, ids, wish, seed + choice, limit, ends, spoken)
+            guided = self._guided(wish, ids, ends)
+            request = Request(self._number, ids, wish, seed + choice, limit, ends, spoken, guided)
             request.prompt_index, request.choice = index, choice
             request.waits_for = requests[0] if requests else None
             requests.append(request)
             self._number += 1
         return requests
+
+    def _guided(self, wish: Sampling, ids: list[int], ends: frozenset[int]) -> Guided | None:
+        """The state of an answer that has a form; what it needs of the tokenizer is made for the first."""
+        if wish.guide is None:
+            return None
+        if self._grammars is None:
+            self._grammars = Grammars(self.tokenizer, self.config.vocab_size)
+        return self._grammars.begin(wish.guide, ids, ends)
 
     def _limit(self, prompt: int, wish: Sampling) -> int:
         """Tokens of the longest text that prompt and answer may be together; checked against all that bounds it."""

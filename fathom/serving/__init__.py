@@ -17,6 +17,8 @@ try:
 except ModuleNotFoundError as missing:
     if missing.name not in ("fastapi", "uvicorn", "prometheus_client"):
         raise
-    raise ServingError(f"serving needs {missing.name}; run: pip install 'fathom[serve]'") from missing
+    raise ServingError(
+        f"serving needs {missing.name}; run: pip install 'fathom[serve]'"
+    ) from missing
 
 __all__ = ["Application", "Settings", "build", "serve"]

@@ -104,7 +104,10 @@ def refusal_of(problem: Mapping[str, Any]) -> ApiError:
     if kind == "extra_forbidden":
         param = ".".join([*_place(problem["loc"][:-1]), str(problem["loc"][-1])])
         return ApiError(
-            f"{param} is not a field this server knows; leave it out", 400, param, "unknown_parameter"
+            f"{param} is not a field this server knows; leave it out",
+            400,
+            param,
+            "unknown_parameter",
         )
     if kind == "missing" and param is None:
         return ApiError("the request has no body; send JSON with the header Content-Type")

@@ -62,7 +62,9 @@ class EventStream(Response):
                 await self._say(answers, send)
         except TimeoutError:
             log.warning("a client read its answer too slowly and was left")
-        except FathomError as error:  # before the start: `_say` tells what comes later in the stream
+        except (
+            FathomError
+        ) as error:  # before the start: `_say` tells what comes later in the stream
             await translated(error).response()(scope, receive, send)
 
     def _start(self) -> Message:

@@ -80,9 +80,7 @@ class Gate:
             return
         scheme, _, shown = _header(scope, b"authorization").partition(b" ")
         # Every key is compared, so that the time says nothing of which was nearly right.
-        found = [
-            hmac.compare_digest(shown.strip(), key.encode()) for key in self.settings.api_keys
-        ]
+        found = [hmac.compare_digest(shown.strip(), key.encode()) for key in self.settings.api_keys]
         if scheme.lower() != b"bearer" or not any(found):
             raise ApiError(
                 "a valid API key is needed; send it as 'Authorization: Bearer KEY'",

@@ -93,9 +93,21 @@ class Meters:
     def _gauges(self, engine: Engine) -> None:
         scheduler, pool = engine.scheduler, engine.pool
         for name, what, value in (
-            ("num_requests_running", "Answers that the engine works on.", lambda: len(scheduler.running)),
-            ("num_requests_waiting", "Answers that wait for a place.", lambda: len(scheduler.waiting)),
-            ("kv_cache_usage_perc", "Share of the cache's blocks in use, 1 is all.", lambda: 1 - pool.free / pool.count),
+            (
+                "num_requests_running",
+                "Answers that the engine works on.",
+                lambda: len(scheduler.running),
+            ),
+            (
+                "num_requests_waiting",
+                "Answers that wait for a place.",
+                lambda: len(scheduler.waiting),
+            ),
+            (
+                "kv_cache_usage_perc",
+                "Share of the cache's blocks in use, 1 is all.",
+                lambda: 1 - pool.free / pool.count,
+            ),
             ("num_kv_cache_blocks", "Blocks of the cache.", lambda: pool.count),
         ):
             Gauge(f"fathom:{name}", what, registry=self.registry).set_function(value)
@@ -103,26 +115,42 @@ class Meters:
     def _totals(self) -> None:
         self.prompt_tokens = self._counter("prompt_tokens", "Prompt tokens of ended requests.")
         self.generation_tokens = self._counter("generation_tokens", "Tokens that were generated.")
-        self.prefix_queries = self._counter("prefix_cache_queries", "Prompt tokens looked up in the prefix cache.")
+        self.prefix_queries = self._counter(
+            "prefix_cache_queries", "Prompt tokens looked up in the prefix cache."
+        )
         self.prefix_hits = self._counter("prefix_cache_hits", "Prompt tokens found there.")
-        self.preemptions = self._counter("num_preemptions", "Requests whose blocks were taken away for a while.")
-        self.success = self._counter("request_success", "Ended requests, by reason.", "finished_reason")
-        self.http = self._counter("http_requests", "HTTP requests, by route and status.", "handler", "status")
+        self.preemptions = self._counter(
+            "num_preemptions", "Requests whose blocks were taken away for a while."
+        )
+        self.success = self._counter(
+            "request_success", "Ended requests, by reason.", "finished_reason"
+        )
+        self.http = self._counter(
+            "http_requests", "HTTP requests, by route and status.", "handler", "status"
+        )
         self.drafts = (
             self._counter("spec_decode_num_drafts", "Passes that checked drafts."),
             self._counter("spec_decode_num_draft_tokens", "Drafts that were checked."),
             self._counter("spec_decode_num_accepted_tokens", "Drafts that were right."),
         )
         self.accepted_per_position = self._counter(
-            "spec_decode_num_accepted_tokens_per_pos", "Drafts that were right, by place.", "position"
+            "spec_decode_num_accepted_tokens_per_pos",
+            "Drafts that were right, by place.",
+            "position",
         )
 
     def _histograms(self) -> None:
-        self.ttft = self._histogram("time_to_first_token_seconds", "From arrival to the first token.")
+        self.ttft = self._histogram(
+            "time_to_first_token_seconds", "From arrival to the first token."
+        )
         self.inter_token = self._histogram("inter_token_latency_seconds", "Between two tokens.")
         self.e2e = self._histogram("e2e_request_latency_seconds", "From arrival to the end.")
-        self.request_prompt_tokens = self._histogram("request_prompt_tokens", "Prompt tokens.", _TOKENS)
-        self.request_generation_tokens = self._histogram("request_generation_tokens", "Generated tokens.", _TOKENS)
+        self.request_prompt_tokens = self._histogram(
+            "request_prompt_tokens", "Prompt tokens.", _TOKENS
+        )
+        self.request_generation_tokens = self._histogram(
+            "request_generation_tokens", "Generated tokens.", _TOKENS
+        )
 
     def _counter(self, name: str, what: str, *labels: str) -> Counter:
         return Counter(f"fathom:{name}", what, labels, registry=self.registry)

@@ -187,7 +187,10 @@ class _Reply:
             "output": self._items.done if answers else [],
             "parallel_tool_calls": body.parallel_tool_calls is not False,
             "previous_response_id": None,
-            "reasoning": {"effort": body.reasoning.effort if body.reasoning else None, "summary": None},
+            "reasoning": {
+                "effort": body.reasoning.effort if body.reasoning else None,
+                "summary": None,
+            },
             "store": False,
             "temperature": self._wish.temperature,
             "text": {"format": _format(body)},

@@ -186,7 +186,9 @@ class ChatBody(Wishes):
     def _agrees(self) -> ChatBody:
         both = {self.max_completion_tokens, self.max_tokens} - {None}
         if len(both) > 1:
-            raise at_fault("max_tokens", "max_completion_tokens and max_tokens differ; give one of them")
+            raise at_fault(
+                "max_tokens", "max_completion_tokens and max_tokens differ; give one of them"
+            )
         if self.top_logprobs is not None and not self.logprobs:
             raise at_fault("top_logprobs", "top_logprobs needs logprobs: true")
         return self
@@ -198,9 +200,12 @@ class ChatBody(Wishes):
 class CompletionBody(Wishes):
     """POST /v1/completions."""
 
-    prompt: str | Tokens | Annotated[list[str], Field(min_length=1)] | Annotated[
-        list[Tokens], Field(min_length=1)
-    ]
+    prompt: (
+        str
+        | Tokens
+        | Annotated[list[str], Field(min_length=1)]
+        | Annotated[list[Tokens], Field(min_length=1)]
+    )
     max_tokens: int | None = Field(None, ge=0, lt=2**31, description="16 by default.")
     logprobs: int | None = Field(None, ge=0, le=20)
     echo: bool | None = Field(None, description="Begin the answer with the prompt.")
@@ -212,7 +217,9 @@ class CompletionBody(Wishes):
         if self.best_of is not None and self.best_of != (self.n or 1):
             raise at_fault("best_of", "best_of other than n is not supported; leave it out")
         if self.max_tokens == 0 and not self.echo:
-            raise at_fault("max_tokens", "max_tokens: 0 asks for nothing; that is only of use with echo: true")
+            raise at_fault(
+                "max_tokens", "max_tokens: 0 asks for nothing; that is only of use with echo: true"
+            )
         return self
 
 

@@ -23,7 +23,9 @@ class Server:
 
     def __init__(self, engine: Engine, settings: Settings) -> None:
         if engine.tokenizer is None:
-            raise ServingError("the engine has no tokenizer; a server needs one: give a directory that holds one")
+            raise ServingError(
+                "the engine has no tokenizer; a server needs one: give a directory that holds one"
+            )
         self.engine, self.settings = engine, settings
         self.tokenizer: Tokenizer = engine.tokenizer
         self.meters = Meters(engine)

@@ -153,7 +153,9 @@ class Service:
                 f"n: {count} answers in one request exceed this server's limit of {self.settings.max_choices}",
                 param="n",
             )
-        excess = self.live + count - self.engine.scheduler.limits.requests - self.settings.max_waiting
+        excess = (
+            self.live + count - self.engine.scheduler.limits.requests - self.settings.max_waiting
+        )
         if excess > 0:
             wait = min(max(1, math.ceil(excess * self._seconds_each)), LONGEST_RETRY)
             raise ApiError(

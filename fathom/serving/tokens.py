@@ -50,7 +50,9 @@ def _ids(body: TokenizeBody, server: Server) -> list[int]:
     field = "prompt" if body.messages is None else "messages"
     try:
         if body.messages is None:
-            read = server.tokenizer.prompt_ids if body.add_special_tokens else server.tokenizer.encode
+            read = (
+                server.tokenizer.prompt_ids if body.add_special_tokens else server.tokenizer.encode
+            )
             return read(body.prompt or "")
         return chat_ids(
             server.tokenizer,

@@ -23,8 +23,18 @@ class Word(BaseModel):
 
 
 SCHEMA = Word.model_json_schema() | {"additionalProperties": False}
-SHORT = {**SCHEMA, "properties": {**SCHEMA["properties"], "text": {"enum": ["sea", "sand"]}, "count": {"enum": [1, 2]}}}
-FORM: Any = {"type": "json_schema", "json_schema": {"name": "word", "strict": True, "schema": SHORT}}
+SHORT = {
+    **SCHEMA,
+    "properties": {
+        **SCHEMA["properties"],
+        "text": {"enum": ["sea", "sand"]},
+        "count": {"enum": [1, 2]},
+    },
+}
+FORM: Any = {
+    "type": "json_schema",
+    "json_schema": {"name": "word", "strict": True, "schema": SHORT},
+}
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -42,7 +52,9 @@ def test_the_clients_own_reading_of_a_schema(client: openai.OpenAI) -> None:
     class Yes(BaseModel):
         yes: bool
 
-    reply = client.chat.completions.parse(model=NAME, messages=TALK, response_format=Yes, max_tokens=100)
+    reply = client.chat.completions.parse(
+        model=NAME, messages=TALK, response_format=Yes, max_tokens=100
+    )
     assert isinstance(reply.choices[0].message.parsed, Yes)
     answer = client.responses.parse(model=NAME, input="Hi", text_format=Yes, max_output_tokens=100)
     assert isinstance(answer.output_parsed, Yes)
@@ -52,9 +64,13 @@ def test_a_form_begins_behind_the_reasoning(client: openai.OpenAI, live: Live) -
     words = live.engine.tokenizer
     assert words is not None
     live.engine.script = words.encode("let me see, {not yet}</think>")
-    message = client.chat.completions.create(
-        model=NAME, messages=TALK, response_format=FORM, reasoning_effort="low", max_tokens=200
-    ).choices[0].message
+    message = (
+        client.chat.completions.create(
+            model=NAME, messages=TALK, response_format=FORM, reasoning_effort="low", max_tokens=200
+        )
+        .choices[0]
+        .message
+    )
     assert (message.model_extra or {})["reasoning_content"] == "let me see, {not yet}"
     Word.model_validate_json(message.content or "")
 
@@ -68,7 +84,12 @@ def test_strict_calls_follow_their_schema(client: openai.OpenAI) -> None:
     for choice, names in [("required", ("look_up", "add")), (named, ("add",))]:
         for seed in range(3):
             reply = client.chat.completions.create(
-                model=NAME, messages=TALK, tools=tools, tool_choice=choice, seed=seed, max_tokens=150
+                model=NAME,
+                messages=TALK,
+                tools=tools,
+                tool_choice=choice,
+                seed=seed,
+                max_tokens=150,
             ).choices[0]
             (call,) = reply.message.tool_calls or []
             assert reply.finish_reason == "tool_calls" and call.type == "function"
@@ -77,13 +98,18 @@ def test_strict_calls_follow_their_schema(client: openai.OpenAI) -> None:
 
 
 def test_forms_that_cannot_be(client: openai.OpenAI) -> None:
-    wrong: Any = {"type": "json_schema", "json_schema": {"name": "x", "schema": {"type": "nothing"}}}
+    wrong: Any = {
+        "type": "json_schema",
+        "json_schema": {"name": "x", "schema": {"type": "nothing"}},
+    }
     with pytest.raises(openai.BadRequestError) as refused:
         client.chat.completions.create(model=NAME, messages=TALK, response_format=wrong)
     assert refused.value.param == "response_format"
     tool: Any = {"type": "function", "function": {"name": "f"}}
     with pytest.raises(openai.BadRequestError) as refused:
-        client.chat.completions.create(model=NAME, messages=TALK, response_format=FORM, tools=[tool])
+        client.chat.completions.create(
+            model=NAME, messages=TALK, response_format=FORM, tools=[tool]
+        )
     assert refused.value.param == "response_format"
 
 

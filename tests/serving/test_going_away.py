@@ -173,7 +173,9 @@ def test_sigterm_loses_no_accepted_request(command: subprocess.Popen[str]) -> No
     body = {"model": NAME, "messages": TALK, "max_tokens": 100, "ignore_eos": True}
     with httpx.Client(headers={"Authorization": "Bearer k"}, timeout=30) as client:
         wait_for(lambda: _answers(client, url))
-        with client.stream("POST", url + "/v1/chat/completions", json={**body, "stream": True}) as answer:
+        with client.stream(
+            "POST", url + "/v1/chat/completions", json={**body, "stream": True}
+        ) as answer:
             lines = answer.iter_lines()
             next(lines)
             command.send_signal(signal.SIGTERM)

@@ -19,11 +19,20 @@ LONG = {"max_tokens": 200, "ignore_eos": True}
 
 def test_only_who_has_a_key_is_let_in() -> None:
     with serving(Settings(model_name=NAME, api_keys=("first key", "second"))) as live:
-        for header in (None, "Bearer third", "Basic second", "second", "Bearer ", "Bearer second é"):
+        for header in (
+            None,
+            "Bearer third",
+            "Basic second",
+            "second",
+            "Bearer ",
+            "Bearer second é",
+        ):
             headers = {} if header is None else {"Authorization": header.encode()}
             for path in ("/v1/models", "/metrics", "/openapi.json", "/nowhere"):
                 refused = httpx.get(live.url + path, headers=headers)
-                assert refused.status_code == 401 and refused.headers["www-authenticate"] == "Bearer"
+                assert (
+                    refused.status_code == 401 and refused.headers["www-authenticate"] == "Bearer"
+                )
                 assert refused.json()["error"]["code"] == "invalid_api_key"
         for key in ("first key", "second"):
             shown = {"Authorization": f"Bearer {key}"}
@@ -37,7 +46,10 @@ def test_other_pages_may_not_call_unless_they_are_named(live: Live) -> None:
     ask = {**origin, "Access-Control-Request-Method": "POST"}
     url = live.url + "/v1/chat/completions"
     assert "access-control-allow-origin" not in httpx.options(url, headers=ask).headers
-    assert "access-control-allow-origin" not in httpx.get(live.url + "/v1/models", headers=origin).headers
+    assert (
+        "access-control-allow-origin"
+        not in httpx.get(live.url + "/v1/models", headers=origin).headers
+    )
     settings = Settings(NAME, api_keys=("key",), cors_origins=("https://page.example",))
     with serving(settings) as open_to_one:
         url = open_to_one.url + "/v1/models"
@@ -56,7 +68,9 @@ def test_bodies_are_bounded_in_size_and_time() -> None:
         chunks = httpx.post(live.url + "/v1/completions", content=iter([b"x" * 600] * 2))
         assert chunks.status_code == 413 and "1,000 bytes" in chunks.json()["error"]["message"]
         with socket.create_connection(("127.0.0.1", int(live.url.rsplit(":", 1)[1]))) as slow:
-            slow.sendall(b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\n{")
+            slow.sendall(
+                b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\n{"
+            )
             slow.settimeout(5)
             assert slow.recv(4096).startswith(b"HTTP/1.1 408")
         assert live.chat(max_tokens=1).status_code == 200

@@ -46,9 +46,7 @@ def test_chat_streams_what_it_answers(client: openai.OpenAI) -> None:
     asked: dict[str, Any] = {"model": NAME, "messages": TALK, "max_tokens": 12, "seed": 5, "n": 2}
     whole = client.chat.completions.create(**asked)
     chunks = list(
-        client.chat.completions.create(
-            **asked, stream=True, stream_options={"include_usage": True}
-        )
+        client.chat.completions.create(**asked, stream=True, stream_options={"include_usage": True})
     )
     texts, ends = ["", ""], ["", ""]
     for chunk in chunks[:-1]:
@@ -88,7 +86,9 @@ def test_logprobs(client: openai.OpenAI) -> None:
     for entry in choice.logprobs.content:
         values = [top.logprob for top in entry.top_logprobs]
         assert len(values) == 3 and values == sorted(values, reverse=True)
-        assert math.isclose(entry.logprob, values[0]) and entry.logprob < 0  # greedy takes the first
+        assert (
+            math.isclose(entry.logprob, values[0]) and entry.logprob < 0
+        )  # greedy takes the first
     data = bytes(byte for entry in choice.logprobs.content for byte in entry.bytes or [])
     assert data.decode(errors="replace") == choice.message.content
     chunks = client.chat.completions.create(**asked, logprobs=True, top_logprobs=3, stream=True)
@@ -119,7 +119,10 @@ def test_reasoning(client: openai.OpenAI, live: Live) -> None:
     live.engine.say("never ending")
     reply = client.chat.completions.create(**asked, reasoning_effort="high")
     message = reply.choices[0].message
-    assert message.content is None and (message.model_extra or {})["reasoning_content"] == "never ending"
+    assert (
+        message.content is None
+        and (message.model_extra or {})["reasoning_content"] == "never ending"
+    )
     assert reply.usage and reply.usage.completion_tokens_details
     assert reply.usage.completion_tokens_details.reasoning_tokens == reply.usage.completion_tokens
 
@@ -308,9 +311,7 @@ def test_models(client: openai.OpenAI) -> None:
         ({"extra_body": {"stream_options": {"colour": 1}}}, "stream_options.colour"),
     ],
 )  # fmt: skip
-def test_errors_name_the_field(
-    client: openai.OpenAI, wrong: dict[str, Any], param: str
-) -> None:
+def test_errors_name_the_field(client: openai.OpenAI, wrong: dict[str, Any], param: str) -> None:
     with pytest.raises(openai.BadRequestError) as caught:
         client.chat.completions.create(**{"model": NAME, "messages": TALK, **wrong})
     error = caught.value

@@ -15,14 +15,18 @@ from fathom.serving.reader import Reader
 from tests.serving.live import tokenizer
 
 CALLS = (
-    "<｜tool▁calls▁begin｜><｜tool▁call▁begin｜>function<｜tool▁sep｜>look_up\n```json\n{\"word\": \"sea\"}\n```<｜tool▁call▁end｜>"
-    "\n<｜tool▁call▁begin｜>function<｜tool▁sep｜>add\n```json\n{\"a\": [1, 2],\n \"b\": \"```\"}\n```<｜tool▁call▁end｜><｜tool▁calls▁end｜>"
+    '<｜tool▁calls▁begin｜><｜tool▁call▁begin｜>function<｜tool▁sep｜>look_up\n```json\n{"word": "sea"}\n```<｜tool▁call▁end｜>'
+    '\n<｜tool▁call▁begin｜>function<｜tool▁sep｜>add\n```json\n{"a": [1, 2],\n "b": "```"}\n```<｜tool▁call▁end｜><｜tool▁calls▁end｜>'
 )
 TWO = [("look_up", '{"word": "sea"}'), ("add", '{"a": [1, 2],\n "b": "```"}')]
 
 
 def read(
-    reader: Reader, ids: Sequence[int], words: Tokenizer, stops: Sequence[str] = (), at_once: int = 1
+    reader: Reader,
+    ids: Sequence[int],
+    words: Tokenizer,
+    stops: Sequence[str] = (),
+    at_once: int = 1,
 ) -> tuple[str, str, list[tuple[str, str]]]:
     """Reasoning, content and calls of an answer that comes in steps of `at_once` tokens, as the engine gives it."""
     spoken = Spoken(words.stream(), stops)
@@ -48,7 +52,11 @@ def read(
 def test_reasoning_ends_at_its_tag(think: bool, at_once: int) -> None:
     words = tokenizer(think=think)
     for text, thinking, expected in [
-        ("I wonder < 3.\n</think>\n\nFour </think> it is", True, ("I wonder < 3.\n", "Four </think> it is")),
+        (
+            "I wonder < 3.\n</think>\n\nFour </think> it is",
+            True,
+            ("I wonder < 3.\n", "Four </think> it is"),
+        ),
         ("<think>why</think>so", False, ("why", "so")),
         (" \n<think>why</think>so", False, ("why", "so")),
         ("never </thin", True, ("never </thin", "")),
@@ -121,7 +129,9 @@ def test_without_tools_the_marks_are_text() -> None:
 
 def test_a_call_that_was_begun_in_the_prompt() -> None:
     words = tokenizer()
-    rest = words.encode('{"word": "sea"}\n```<｜tool▁call▁end｜><｜tool▁calls▁end｜>', allow_special=True)
+    rest = words.encode(
+        '{"word": "sea"}\n```<｜tool▁call▁end｜><｜tool▁calls▁end｜>', allow_special=True
+    )
     assert read(Reader(words, tools=True, begun="look_up"), rest, words)[2] == TWO[:1]
     named = words.encode("look_up\n```json\n") + rest
     assert read(Reader(words, tools=True, begun=""), named, words)[2] == TWO[:1]
@@ -144,7 +154,9 @@ def test_broken_calls_break_nothing(answer: str, calls: list[tuple[str, str]]) -
         assert read(Reader(words, tools=True), ids, words, at_once=at_once)[2] == calls
 
 
-PARTS = st.sampled_from([*CALLS.split("\n"), "<think>", "</think>", "é", "🌊", "```", "\n", " a", "<", CALLS])
+PARTS = st.sampled_from(
+    [*CALLS.split("\n"), "<think>", "</think>", "é", "🌊", "```", "\n", " a", "<", CALLS]
+)
 
 
 @given(st.lists(PARTS, max_size=12), st.integers(1, 9), st.booleans(), st.booleans(), st.booleans())
