@@ -19,7 +19,9 @@ from pathlib import Path
 from typing import Any
 
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
-FLAGS = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking", "--disable-component-update", "--disable-sync", "--disable-default-apps", "--disable-extensions", "--hide-scrollbars", "--mute-audio", "--disable-dev-shm-usage", "--no-default-browser-check", "--remote-debugging-pipe"]
+FLAGS = """--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking
+--disable-component-update --disable-sync --disable-default-apps --disable-extensions --hide-scrollbars --mute-audio
+--disable-dev-shm-usage --no-default-browser-check --remote-debugging-pipe""".split()
 SHIFT = 8
 KEYS = {"Enter": 13, "Escape": 27, "Tab": 9, "Backspace": 8, "ArrowRight": 39, "ArrowLeft": 37}
 
@@ -138,9 +140,7 @@ class Page:
     def go(self, url: str) -> None:
         """Open an address and wait until it has loaded."""
         self.send("Page.navigate", url=url)
-        self.wait(
-            f"location.href.startsWith({json.dumps(url)}) && document.readyState == 'complete'"
-        )
+        self.wait(f"location.href.startsWith({json.dumps(url)}) && document.readyState == 'complete'")
 
     def reload(self) -> None:
         """Load the page again; what is in its storage stays."""
@@ -182,12 +182,7 @@ class Page:
 
     def press(self, key: str, modifiers: int = 0) -> None:
         """A key of the keyboard."""
-        common = {
-            "key": key,
-            "code": key,
-            "windowsVirtualKeyCode": KEYS[key],
-            "modifiers": modifiers,
-        }
+        common = {"key": key, "code": key, "windowsVirtualKeyCode": KEYS[key], "modifiers": modifiers}
         text = {"text": "\r"} if key == "Enter" else {}
         self.send("Input.dispatchKeyEvent", type="keyDown", **common, **text)
         self.send("Input.dispatchKeyEvent", type="keyUp", **common)
@@ -220,9 +215,7 @@ class Page:
 
     def prefer(self, **features: str) -> None:
         """What the reader's system asks for, such as prefers_color_scheme="dark"."""
-        listed = [
-            {"name": name.replace("_", "-"), "value": value} for name, value in features.items()
-        ]
+        listed = [{"name": name.replace("_", "-"), "value": value} for name, value in features.items()]
         self.send("Emulation.setEmulatedMedia", features=listed)
 
     def picture(self, path: Path) -> None:

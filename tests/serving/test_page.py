@@ -74,9 +74,7 @@ def test_what_is_referred_to_is_there(outline: Outline) -> None:
 
 def test_buttons_and_fields_have_names(outline: Outline) -> None:
     named = ("aria-label", "aria-labelledby", "title")
-    icons = [
-        a for tag, a in outline.elements if tag == "button" and "icon" in (a.get("class") or "")
-    ]
+    icons = [a for tag, a in outline.elements if tag == "button" and "icon" in (a.get("class") or "")]
     fields = [a for tag, a in outline.elements if tag in ("textarea", "select", "input")]
     assert icons and fields
     for attributes in icons + fields:
@@ -109,7 +107,7 @@ def test_no_text_becomes_html_or_code(outline: Outline) -> None:
 def test_a_strict_policy_is_enough(outline: Outline) -> None:
     for tag, attributes in outline.elements:
         assert not [name for name in attributes if name.startswith("on") or name == "style"], tag
-    assert 'setAttribute("style"' not in HTML
+    assert "setAttribute(\"style\"" not in HTML
 
 
 def test_it_is_small() -> None:

@@ -48,11 +48,7 @@ def page(browser: Chromium, server: FakeOpenAI) -> Iterator[Page]:
     yield opened
     failures = [
         *opened.events("Runtime.exceptionThrown"),
-        *(
-            e
-            for e in opened.events("Log.entryAdded")
-            if e["entry"]["source"] in ("security", "javascript")
-        ),
+        *(e for e in opened.events("Log.entryAdded") if e["entry"]["source"] in ("security", "javascript")),
     ]
     opened.close()
     assert not failures, failures
@@ -71,9 +67,7 @@ def text(page: Page, selector: str) -> str:
 
 
 def texts(page: Page, selector: str) -> list[str]:
-    return page.js(
-        f"[...document.querySelectorAll({json.dumps(selector)})].map((e) => e.innerText)"
-    )
+    return page.js(f"[...document.querySelectorAll({json.dumps(selector)})].map((e) => e.innerText)")
 
 
 def count(page: Page, selector: str) -> int:
@@ -129,10 +123,7 @@ def test_markdown(page: Page, server: FakeOpenAI) -> None:
     ]
     assert count(page, inside + "ol > li") == 2
     assert texts(page, inside + "ol ul li") == ["inner one", "inner two"]
-    assert page.js("[...document.querySelectorAll('.task input')].map((e) => e.checked)") == [
-        True,
-        False,
-    ]
+    assert page.js("[...document.querySelectorAll('.task input')].map((e) => e.checked)") == [True, False]
     assert texts(page, inside + "th") == ["body", "pull"]
     assert texts(page, inside + "td") == ["moon", "2.2", "sun | star", "1"]
     assert text(page, inside + "blockquote") == "quoted\ntwice"
@@ -154,9 +145,7 @@ def test_pieces_make_the_same_page(page: Page, server: FakeOpenAI, size: int) ->
 
 
 def test_code_is_copied(page: Page, server: FakeOpenAI) -> None:
-    page.browser(
-        "Browser.grantPermissions", permissions=["clipboardReadWrite", "clipboardSanitizedWrite"]
-    )
+    page.browser("Browser.grantPermissions", permissions=["clipboardReadWrite", "clipboardSanitizedWrite"])
     server.reply = lambda body: say("```sh\nls -l | wc\n```\n\nand `more`")
     ask(page, "?")
     page.click(".code button")
@@ -196,18 +185,10 @@ def test_nothing_a_model_says_is_alive(page: Page, server: FakeOpenAI) -> None:
     page.click("#open-settings")
     page.press("Escape")
     assert page.js("window.pwned === undefined")
-    assert (
-        count(
-            page,
-            "#thread :is(script, img, iframe, style, object, embed, form, svg:not([aria-hidden]))",
-        )
-        == 0
-    )
+    assert count(page, "#thread :is(script, img, iframe, style, object, embed, form, svg:not([aria-hidden]))") == 0
     handlers = "[...document.querySelectorAll('#thread *')].flatMap((e) => e.getAttributeNames().filter((n) => n.startsWith('on')))"
     assert page.js(handlers) == []
-    hosts = set(
-        page.js("[...document.querySelectorAll('#thread a')].map((a) => new URL(a.href).host)")
-    )
+    hosts = set(page.js("[...document.querySelectorAll('#thread a')].map((a) => new URL(a.href).host)"))
     assert hosts == {"evil.example", "good.example"}  # addresses somebody may choose to follow
     assert "<script>window.pwned = 1</script>" in text(page, ANSWER)
     assert "<img src=x onerror=pwned=1>" in text(page, ANSWER)
@@ -217,20 +198,7 @@ def test_nothing_a_model_says_is_alive(page: Page, server: FakeOpenAI) -> None:
 
 @pytest.mark.parametrize(
     "part",
-    [
-        "[",
-        "![",
-        "> ",
-        "*a ",
-        "**a_b ",
-        "- " * 40 + "x\n",
-        "`" * 3 + " ",
-        "\\(",
-        "$$\n",
-        "<https://a",
-        "| a | b |\n|---|---|\n",
-        "a* _b ",
-    ],
+    ["[", "![", "> ", "*a ", "**a_b ", "- " * 40 + "x\n", "`" * 3 + " ", "\\(", "$$\n", "<https://a", "| a | b |\n|---|---|\n", "a* _b "],
 )
 def test_hostile_text_does_not_freeze_the_page(page: Page, server: FakeOpenAI, part: str) -> None:
     hostile = part * (20_000 // len(part))
@@ -280,11 +248,7 @@ def test_figures_come_live_and_stay(page: Page, server: FakeOpenAI) -> None:
         yield piece("three", finish="stop", usage=usage(22, 12, 4))
 
     server.reply = reply
-    ask(
-        page,
-        "count",
-        until="document.querySelector('.meter b') && !document.querySelector('#stop').hidden",
-    )
+    ask(page, "count", until="document.querySelector('.meter b') && !document.querySelector('#stop').hidden")
     live = text(page, ".meter")
     assert "12 tokens" in live and "75 % of 8 drafts accepted" in live
     rate = float(text(page, ".meter b"))
@@ -293,10 +257,7 @@ def test_figures_come_live_and_stay(page: Page, server: FakeOpenAI) -> None:
     page.wait(DONE)
     final = text(page, ".meter")
     assert "22 tokens" in final and "75 % of 16 drafts accepted" in final and "first after" in final
-    assert server.received[0]["stream_options"] == {
-        "include_usage": True,
-        "continuous_usage_stats": True,
-    }
+    assert server.received[0]["stream_options"] == {"include_usage": True, "continuous_usage_stats": True}
 
 
 # --- what goes wrong --------------------------------------------------------------------------------
@@ -433,9 +394,7 @@ def test_history(page: Page, server: FakeOpenAI, tmp_path: Path) -> None:
 
     page.click("#chats li:nth-child(2) .icon")
     page.wait("document.querySelectorAll('#chats a').length == 1")
-    assert (
-        page.js("Object.keys(localStorage).filter((k) => k.startsWith('fathom.chat.')).length") == 1
-    )
+    assert page.js("Object.keys(localStorage).filter((k) => k.startsWith('fathom.chat.')).length") == 1
     page.click("#toast button")
     page.wait("document.querySelectorAll('#chats a').length == 2")
 
@@ -464,17 +423,7 @@ def test_two_conversations_at_once(page: Page, server: FakeOpenAI) -> None:
 
 def test_settings_are_sent_and_kept(page: Page, server: FakeOpenAI) -> None:
     page.click("#open-settings")
-    wanted = {
-        "temperature": "0.3",
-        "top_p": "0.9",
-        "top_k": "40",
-        "min_p": "0.05",
-        "max_tokens": "64",
-        "repetition_penalty": "1.1",
-        "presence_penalty": "0.2",
-        "frequency_penalty": "-0.1",
-        "seed": "11",
-    }
+    wanted = {"temperature": "0.3", "top_p": "0.9", "top_k": "40", "min_p": "0.05", "max_tokens": "64", "repetition_penalty": "1.1", "presence_penalty": "0.2", "frequency_penalty": "-0.1", "seed": "11"}
     fill = "((id, value) => {{ const f = document.getElementById(id); f.value = value; f.dispatchEvent(new Event('input')); }})({}, {})"
     for name, value in wanted.items():
         page.js(fill.format(json.dumps(f"set-{name}"), json.dumps(value)))
@@ -487,9 +436,7 @@ def test_settings_are_sent_and_kept(page: Page, server: FakeOpenAI) -> None:
     page.wait("document.querySelector('.tries')")
     ask(page, "?")
     sent = server.received[-1]
-    assert {name: sent[name] for name in wanted} == {
-        name: json.loads(value) for name, value in wanted.items()
-    }
+    assert {name: sent[name] for name in wanted} == {name: json.loads(value) for name, value in wanted.items()}
     assert sent["stop"] == ["END", "\n\n"]
     assert sent["chat_template_kwargs"] == {"thinking": True}
     assert sent["messages"][0] == {"role": "system", "content": "Be brief."}
@@ -501,11 +448,7 @@ def test_settings_are_sent_and_kept(page: Page, server: FakeOpenAI) -> None:
 
 
 def test_texts_are_continued(page: Page, server: FakeOpenAI) -> None:
-    server.reply = lambda body: [
-        text_piece(" there was"),
-        text_piece(" a <b>ship", "length"),
-        {"choices": [], "usage": usage(5)},
-    ]
+    server.reply = lambda body: [text_piece(" there was"), text_piece(" a <b>ship", "length"), {"choices": [], "usage": usage(5)}]
     page.click("[name=mode][value=text]")
     page.wait("document.querySelector('#say').placeholder.includes('beginning')")
     ask(page, "Once upon a time,")
@@ -542,9 +485,7 @@ def test_models_can_be_chosen(browser: Chromium, server: FakeOpenAI) -> None:
     page = Page(browser)
     page.go(server.url)
     page.wait("document.querySelector('#model').options.length == 2")
-    page.js(
-        "(() => { const m = document.querySelector('#model'); m.value = 'two'; m.dispatchEvent(new Event('change')); })()"
-    )
+    page.js("(() => { const m = document.querySelector('#model'); m.value = 'two'; m.dispatchEvent(new Event('change')); })()")
     ask(page, "?")
     assert server.received[-1]["model"] == "two"
     page.close()
@@ -571,24 +512,10 @@ def test_by_keyboard(page: Page, server: FakeOpenAI) -> None:
     seen = set()
     for _ in range(40):
         page.press("Tab")
-        seen.add(
-            page.js(
-                "document.activeElement.getAttribute('aria-label') ?? document.activeElement.id"
-            )
-        )
-        outline = page.js(
-            "(() => { const e = document.activeElement; const s = getComputedStyle(e.matches('.segments input') ? e.nextElementSibling : e.id == 'say' ? e.parentElement : e); return s.outlineStyle != 'none' || s.boxShadow != 'none'; })()"
-        )
-        assert outline or page.js("document.activeElement === document.body"), page.js(
-            "document.activeElement.outerHTML"
-        )
-    assert {
-        "Settings",
-        "Answer again",
-        "Edit and send again",
-        "Copy as Markdown",
-        "Conversation",
-    } <= seen
+        seen.add(page.js("document.activeElement.getAttribute('aria-label') ?? document.activeElement.id"))
+        outline = page.js("(() => { const e = document.activeElement; const s = getComputedStyle(e.matches('.segments input') ? e.nextElementSibling : e.id == 'say' ? e.parentElement : e); return s.outlineStyle != 'none' || s.boxShadow != 'none'; })()")
+        assert outline or page.js("document.activeElement === document.body"), page.js("document.activeElement.outerHTML")
+    assert {"Settings", "Answer again", "Edit and send again", "Copy as Markdown", "Conversation"} <= seen
 
 
 @pytest.mark.parametrize("width", [320, 390])
@@ -596,9 +523,7 @@ def test_on_a_phone(page: Page, server: FakeOpenAI, width: int) -> None:
     page.resize(width, 700, phone=True)
     fits = "document.documentElement.scrollWidth <= innerWidth && document.querySelector('#thread').scrollWidth <= innerWidth"
     assert page.js(fits)
-    server.reply = lambda body: say(
-        MARKDOWN + "\n" + "x" * 300 + "\n\n```\n" + "y" * 300 + "\n```\n", 200
-    )
+    server.reply = lambda body: say(MARKDOWN + "\n" + "x" * 300 + "\n\n```\n" + "y" * 300 + "\n```\n", 200)
     ask(page, "a" * 200)
     assert page.js(fits)
     inside = "[...document.querySelectorAll('.answer *')].filter((e) => !e.closest('pre, .wide, .unseen') && e.getBoundingClientRect().right > innerWidth + 1).map((e) => e.outerHTML)"
@@ -637,11 +562,7 @@ def test_dark_and_light(page: Page) -> None:
 def test_text_stands_out(page: Page, server: FakeOpenAI, scheme: str) -> None:
     """Every text has the contrast 4.5 that WCAG asks for, on the colours behind it."""
     page.prefer(prefers_color_scheme=scheme)
-    server.reply = lambda body: [
-        piece(reasoning="hm"),
-        *say(MARKDOWN),
-        {"error": {"message": "no", "code": "x"}},
-    ]
+    server.reply = lambda body: [piece(reasoning="hm"), *say(MARKDOWN), {"error": {"message": "no", "code": "x"}}]
     ask(page, "contrast?")
     page.js("document.querySelector('.reasoning').open = true")
     assert page.js(CONTRAST) == []
@@ -693,9 +614,7 @@ def test_who_has_scrolled_up_is_left_alone(page: Page, server: FakeOpenAI) -> No
 
     server.reply = reply
     ask(page, "long", until="document.querySelectorAll('.answer p').length >= 80")
-    page.wait(
-        "(() => { const s = document.querySelector('#scroll'); return s.scrollTop + s.clientHeight > s.scrollHeight - 5; })()"
-    )
+    page.wait("(() => { const s = document.querySelector('#scroll'); return s.scrollTop + s.clientHeight > s.scrollHeight - 5; })()")
     page.js("document.querySelector('#scroll').scrollTop = 100")
     page.wait("!document.querySelector('#latest').hidden")
     go_on.set()
