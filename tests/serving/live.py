@@ -49,7 +49,7 @@ def tokenizer(tools: bool = True, think: bool = False) -> Tokenizer:
 
 
 @cache
-def model(context: int = 256) -> fathom.Transformer:
+def model(context: int = 1024) -> fathom.Transformer:
     """A tiny model whose answers vary."""
     torch.manual_seed(0)
     config = fathom.ModelConfig(
@@ -153,7 +153,7 @@ def wait_for(condition: Any, seconds: float = 10.0) -> None:
 @contextmanager
 def serving(settings: Settings | None = None, **engine: Any) -> Iterator[Live]:
     """A server in a thread of this process; `engine` are settings of the engine."""
-    chosen = {"max_memory": "16MiB", "block_size": 4, "max_requests": 8, "speculate": 0} | engine
+    chosen = {"max_memory": "256MiB", "batch_tokens": 64, "block_size": 4, "max_requests": 8, "speculate": 0} | engine
     mine = ScriptedEngine(model(), tokenizer(), **chosen)
     application = build(mine, settings or Settings(model_name=NAME))
     with _listening("127.0.0.1", 0) as place:

@@ -154,7 +154,7 @@ def command(tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
     slow += "Engine.step = lambda self: (time.sleep(0.01), step(self))[1]\n"
     slow += "from fathom.cli import main; main(sys.argv[1:])"
     line = [sys.executable, "-c", slow, "serve", str(tmp_path / "tiny"), "--port", "0"]
-    more = ["--max-memory", "16MiB", "--max-requests", "4", "--device", "cpu"]
+    more = ["--max-memory", "256MiB", "--max-requests", "4", "--device", "cpu"]
     variables = {**os.environ, "OMP_NUM_THREADS": "1", "FATHOM_API_KEYS": "k"}
     process = subprocess.Popen([*line, *more], stderr=subprocess.PIPE, text=True, env=variables)
     yield process
