@@ -31,7 +31,7 @@ class Meters:
         self.registry = CollectorRegistry()
         self._seen: dict[Request, _Seen] = {}
         self._gauges(engine)
-        self._totals()
+        self._totals(engine.speculate)
         self._histograms()
 
     def text(self) -> bytes:
@@ -112,7 +112,7 @@ class Meters:
         ):
             Gauge(f"fathom:{name}", what, registry=self.registry).set_function(value)
 
-    def _totals(self) -> None:
+    def _totals(self, drafts: int) -> None:
         self.prompt_tokens = self._counter("prompt_tokens", "Prompt tokens of ended requests.")
         self.generation_tokens = self._counter("generation_tokens", "Tokens that were generated.")
         self.prefix_queries = self._counter(

@@ -28,7 +28,11 @@ from fathom.serving.app import Application, build
 from fathom.serving.run import DrainingServer, _listening
 
 NAME = "tiny"
-CORPUS = ["def greet(name):\n    return f'Hello, {name}!'\n" * 30]
+CORPUS = [
+    "def greet(name):\n    return f'Hello, {name}!'\n" * 30,
+    'function look_up\n```json\n{"word": "sea"}\n``` The answer is: because I look up two words.\n'
+    * 9,
+]
 TOOL_TOKENS = [
     f"<｜tool▁{what}｜>"
     for what in (
@@ -40,8 +44,8 @@ TOOL_TOKENS = [
 
 @cache
 def tokenizer(tools: bool = True, think: bool = False) -> Tokenizer:
-    """300 ids of bytes and a few merges, then the control tokens that are asked for."""
-    backend = train_bpe(CORPUS, 300)
+    """400 ids of bytes and some merges, then the control tokens that are asked for."""
+    backend = train_bpe(CORPUS, 400)
     more = (TOOL_TOKENS if tools else []) + (["<think>", "</think>"] if think else [])
     backend.add_special_tokens([AddedToken(s, normalized=False, special=True) for s in more])
     settings = {"bos_token": BOS, "eos_token": EOS, "pad_token": PAD}
@@ -153,7 +157,13 @@ def wait_for(condition: Any, seconds: float = 10.0) -> None:
 @contextmanager
 def serving(settings: Settings | None = None, **engine: Any) -> Iterator[Live]:
     """A server in a thread of this process; `engine` are settings of the engine."""
-    chosen = {"max_memory": "256MiB", "batch_tokens": 64, "block_size": 4, "max_requests": 8, "speculate": 0} | engine
+    chosen = {
+        "max_memory": "256MiB",
+        "batch_tokens": 64,
+        "block_size": 4,
+        "max_requests": 8,
+        "speculate": 0,
+    } | engine
     mine = ScriptedEngine(model(), tokenizer(), **chosen)
     application = build(mine, settings or Settings(model_name=NAME))
     with _listening("127.0.0.1", 0) as place:

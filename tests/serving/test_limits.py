@@ -14,7 +14,7 @@ from fathom.errors import ServingError
 from fathom.serving import Settings
 from tests.serving.live import NAME, Live, serving, wait_for
 
-LONG = {"max_tokens": 200, "ignore_eos": True}
+LONG = {"max_tokens": 100, "ignore_eos": True}
 
 
 def test_only_who_has_a_key_is_let_in() -> None:
@@ -24,7 +24,7 @@ def test_only_who_has_a_key_is_let_in() -> None:
             "Bearer third",
             "Basic second",
             "second",
-            "Bearer ",
+            "Bearer",
             "Bearer second é",
         ):
             headers = {} if header is None else {"Authorization": header.encode()}
@@ -138,7 +138,7 @@ def test_answers_end_with_their_time() -> None:
         live.engine.pause = 0.02
         cut = live.chat(**LONG).json()
         assert cut["choices"][0]["finish_reason"] == "length"
-        assert 1 < cut["usage"]["completion_tokens"] < 200
+        assert 1 < cut["usage"]["completion_tokens"] < 100
         live.wait_until_idle()
         live.engine.pause = 1.0
         late = live.chat(**LONG)
