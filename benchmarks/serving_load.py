@@ -198,7 +198,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=600)
     parser.add_argument("--max-requests", type=int, default=32)
     parser.add_argument("--max-waiting", type=int, default=150)
-    parser.add_argument("--max-memory", default="24MiB", help="small, so that blocks run short")
+    parser.add_argument("--max-memory", default="201MiB", help="so small that blocks run short")
     parser.add_argument("--json", type=Path, help="file for the figures")
     chosen = parser.parse_args()
     options = ("--max-requests", chosen.max_requests, "--max-waiting", chosen.max_waiting)

@@ -108,11 +108,13 @@ def served(directory: str | None, *options: object) -> Iterator[Served]:
 def _address(process: subprocess.Popen[str]) -> str:
     """Where it says it listens; its log is read on, so that its pipe does not fill."""
     assert process.stderr is not None
+    before = ""
     for line in process.stderr:
+        before += line
         if found := re.search(r"http://\S+", line):
             threading.Thread(target=_pass_on, args=(process,), daemon=True).start()
             return found[0]
-    raise SystemExit("the server ended before it listened")
+    raise SystemExit(f"the server ended before it listened: {before}")
 
 
 def _pass_on(process: subprocess.Popen[str]) -> None:

@@ -48,7 +48,7 @@ def _ids(prompt: Prompt, tokenizer: Tokenizer | None) -> list[int]:
     if isinstance(prompt, str):
         return tokenizer.prompt_ids(prompt)
     if all(isinstance(part, Mapping) for part in prompt):
-        return chat_ids(tokenizer, [dict(message) for message in prompt])  # type: ignore[call-overload]
+        return chat_ids(tokenizer, prompt)  # type: ignore[arg-type]
     raise GenerationError(
         f"a prompt of {type(prompt).__name__} is none; give a text, a list of token ids, or a list of messages"
     )

@@ -93,7 +93,7 @@ class _Reply:
     def _choice(self, number: int, deltas: Sequence[Delta]) -> dict[str, Any]:
         parts = [self._part(number, delta, first=delta is deltas[0]) for delta in deltas]
         logprobs = [part["logprobs"] for part in parts if part["logprobs"]]
-        joined = {key: sum((part[key] for part in logprobs), []) for key in _LISTS}
+        joined = {key: [value for part in logprobs for value in part[key]] for key in _LISTS}
         return {
             "index": number,
             "text": "".join(part["text"] for part in parts),
