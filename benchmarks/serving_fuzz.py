@@ -30,7 +30,10 @@ VALID: list[tuple[str, dict[str, Any]]] = [
         "/v1/chat/completions",
         {
             "model": NAME,
-            "messages": [{"role": "system", "content": "a"}, {"role": "user", "content": [{"type": "text", "text": "b"}]}],
+            "messages": [
+                {"role": "system", "content": "a"},
+                {"role": "user", "content": [{"type": "text", "text": "b"}]},
+            ],
             "max_tokens": 2,
             "temperature": 0.5,
             "stop": ["x"],
@@ -43,14 +46,23 @@ VALID: list[tuple[str, dict[str, Any]]] = [
         },
     ),
     ("/v1/completions", {"model": NAME, "prompt": "a", "max_tokens": 2, "echo": True, "logprobs": 1, "n": 2}),
-    ("/v1/responses", {"model": NAME, "input": [{"role": "user", "content": "a"}], "max_output_tokens": 2, "tools": [{"type": "function", "name": "f"}]}),
+    (
+        "/v1/responses",
+        {
+            "model": NAME,
+            "input": [{"role": "user", "content": "a"}],
+            "max_output_tokens": 2,
+            "tools": [{"type": "function", "name": "f"}],
+        },
+    ),
     ("/tokenize", {"messages": [{"role": "user", "content": "a"}], "return_token_strs": True}),
     ("/detokenize", {"tokens": [1, 2, 300]}),
 ]  # fmt: skip
 STRANGE: list[Any] = [
-    None, True, False, 0, -1, 1, 2**31, 2**63, -(2**63), 2**200, 0.5, -0.0, 1e308, "", "a", "\x00", "\ud800", "é" * 100,
-    "<｜tool▁calls▁begin｜>", "<｜end▁of▁sentence｜>", "none", "required", [], {}, [[]], [None], [1], ["a"], [[1]], {"a": 1}, {"type": "text"},
-    {"type": "json_object"}, {"type": "function", "function": {"name": "f"}}, [TOOL], [TOOL, TOOL], 16, 100, 1000, list(range(300)),
+    None, True, False, 0, -1, 1, 16, 100, 1000, 2**31, 2**63, -(2**63), 2**200, 0.5, -0.0, 1e308,
+    "", "a", "\x00", "\ud800", "é" * 100, "<｜tool▁calls▁begin｜>", "<｜end▁of▁sentence｜>", "none", "required",
+    [], {}, [[]], [None], [1], ["a"], [[1]], list(range(300)), {"a": 1}, {"type": "text"}, {"type": "json_object"},
+    {"type": "function", "function": {"name": "f"}}, [TOOL], [TOOL, TOOL],
 ]  # fmt: skip
 
 

@@ -23,7 +23,22 @@ import httpx
 from harness import environment, table, write_json
 from serving_process import NAME, Served, served
 
-WORDS = ["sea", "sand", "stone", "river", "field", "wind", "light", "word", "name", "house", "road", "tree", "day", "night"]
+WORDS = [
+    "sea",
+    "sand",
+    "stone",
+    "river",
+    "field",
+    "wind",
+    "light",
+    "word",
+    "name",
+    "house",
+    "road",
+    "tree",
+    "day",
+    "night",
+]
 PATIENCE = 120.0
 """Seconds without a sign of life after which a request counts as stuck."""
 
@@ -164,7 +179,7 @@ async def last_visit(http: httpx.AsyncClient, rng: random.Random, outcomes: Coun
 
 
 async def drain(server: Served, clients: int) -> dict[str, Any]:
-    """The second part: SIGTERM two seconds after all clients have begun again."""
+    """The second part: SIGTERM when all clients have begun again and the first were answered."""
     outcomes: Counter[str] = Counter()
 
     async def stay(number: int) -> None:
@@ -174,8 +189,10 @@ async def drain(server: Served, clients: int) -> dict[str, Any]:
                 pass
 
     tasks = [asyncio.create_task(stay(n)) for n in range(clients)]
-    await asyncio.sleep(2)
-    live = await asyncio.to_thread(server.metrics)
+    live = {"num_requests_running": 0.0}
+    while live["num_requests_running"] < 2 or not outcomes["answered"]:
+        await asyncio.sleep(0.5)
+        live = await asyncio.to_thread(server.metrics)
     server.process.send_signal(signal.SIGTERM)
     began = time.monotonic()
     await asyncio.gather(*tasks)

@@ -34,7 +34,7 @@ def headers() -> dict[str, str]:
 
 
 def policy(html: bytes) -> str:
-    """A Content-Security-Policy for a page whose script and style are inside it, and which talks to its own server alone.
+    """A Content-Security-Policy for a page with its script and style inside, which talks to its own server alone.
 
     Trusted Types are required and none is allowed, so not even the page's own script can turn text into HTML.
     """

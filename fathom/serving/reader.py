@@ -5,9 +5,9 @@
                                                                      call_begin            name and fence
                                                                           '--> TYPE --sep--> NAME -'
 
-The tags of reasoning are text, and may come in several tokens. The marks of a call count only as the control tokens they
-are: text that spells them, because somebody asked the model to repeat it, stays text. For that the reader follows the
-tokens too, and knows at which character of the text each control token stands.
+The tags of reasoning are text, and may come in several tokens. The marks of a call count only as the control tokens
+they are: text that spells them, because somebody asked the model to repeat it, stays text. For that the reader follows
+the tokens too, and knows at which character of the text each control token stands.
 """
 
 from __future__ import annotations
@@ -169,7 +169,7 @@ class Reader:
         if text := self._take(count):
             self._pieces.append(Piece(kind, text))
 
-    # --- one for each state: the next state, or None to wait for more; `closed`: nothing more belongs to the stretch ---
+    # --- one for each state: the next state, or None to wait for more; `closed`: nothing more belongs to it ---
 
     def _start(self, stretch: str, closed: bool) -> State | None:
         begun = stretch.lstrip()

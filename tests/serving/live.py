@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -132,6 +132,12 @@ class Live:
     def chat(self, text: str = "Hello", **body: Any) -> httpx.Response:
         messages = [{"role": "user", "content": text}]
         return self.post("/v1/chat/completions", messages=messages, **body)
+
+    def stream(self, text: str = "Hello", **body: Any) -> AbstractContextManager[httpx.Response]:
+        """A conversation as events."""
+        talk = {"model": NAME, "messages": [{"role": "user", "content": text}], "stream": True}
+        url = self.url + "/v1/chat/completions"
+        return httpx.stream("POST", url, json={**talk, **body}, timeout=30)
 
     def metric(self, name: str) -> float:
         """The sum over all labels of a metric."""

@@ -49,14 +49,14 @@ def test_a_client_that_goes_away_frees_its_blocks(live: Live, path: str, stream:
 def test_a_client_that_goes_away_from_the_queue_is_forgotten() -> None:
     with serving(max_requests=1) as live:
         live.engine.pause = 0.02
-        with httpx.stream("POST", live.url + "/v1/chat/completions", json={"model": NAME, "messages": TALK, "stream": True, **LONG}):  # fmt: skip
+        with live.stream(**LONG):
             with pytest.raises(httpx.ReadTimeout):
                 httpx.post(
                     live.url + "/v1/chat/completions",
                     json={"model": NAME, "messages": TALK},
                     timeout=0.3,
                 )
-            wait_for(lambda: not live.engine.scheduler.waiting)
+            wait_for(lambda: not live.engine.scheduler.waiting, seconds=1)
         live.wait_until_idle()
 
 
@@ -71,7 +71,7 @@ def test_others_are_not_disturbed(live: Live) -> None:
     staying = threading.Thread(target=ask)
     staying.start()
     for _ in range(5):
-        with httpx.stream("POST", live.url + "/v1/chat/completions", json={"model": NAME, "messages": TALK, "stream": True, **LONG}) as leaving:  # fmt: skip
+        with live.stream(**LONG) as leaving:
             next(leaving.iter_bytes())
     staying.join()
     assert found == [alone]
@@ -80,7 +80,7 @@ def test_others_are_not_disturbed(live: Live) -> None:
 def test_draining_lets_accepted_requests_finish() -> None:
     with serving(Settings(NAME)) as live:
         live.engine.pause = 0.01
-        with httpx.stream("POST", live.url + "/v1/chat/completions", json={"model": NAME, "messages": TALK, "stream": True, "max_tokens": 50, "ignore_eos": True}) as answer:  # fmt: skip
+        with live.stream(max_tokens=50, ignore_eos=True) as answer:
             lines = answer.iter_lines()
             next(lines)
             live.process.handle_exit(signal.SIGTERM, None)
@@ -96,8 +96,7 @@ def test_draining_lets_accepted_requests_finish() -> None:
 def test_draining_ends_with_its_time() -> None:
     with serving(Settings(NAME, drain_seconds=0.3)) as live:
         live.engine.pause = 0.05
-        url, body = live.url + "/v1/chat/completions", {"model": NAME, "messages": TALK, **LONG}
-        with httpx.stream("POST", url, json={**body, "stream": True}, timeout=20) as answer:
+        with live.stream(**LONG) as answer:
             live.process.handle_exit(signal.SIGTERM, None)
             with pytest.raises(httpx.RemoteProtocolError):
                 answer.read()  # ten seconds of tokens are left

@@ -15,9 +15,11 @@ from fathom.serving.reader import Reader
 from tests.serving.live import tokenizer
 
 CALLS = (
-    '<｜tool▁calls▁begin｜><｜tool▁call▁begin｜>function<｜tool▁sep｜>look_up\n```json\n{"word": "sea"}\n```<｜tool▁call▁end｜>'
-    '\n<｜tool▁call▁begin｜>function<｜tool▁sep｜>add\n```json\n{"a": [1, 2],\n "b": "```"}\n```<｜tool▁call▁end｜><｜tool▁calls▁end｜>'
+    "<｜tool▁calls▁begin｜><｜tool▁call▁begin｜>function<｜tool▁sep｜>"
+    'look_up\n```json\n{"word": "sea"}\n```<｜tool▁call▁end｜>\n<｜tool▁call▁begin｜>function<｜tool▁sep｜>'
+    'add\n```json\n{"a": [1, 2],\n "b": "```"}\n```<｜tool▁call▁end｜><｜tool▁calls▁end｜>'
 )
+BEGIN = CALLS[: CALLS.index("look_up")]
 TWO = [("look_up", '{"word": "sea"}'), ("add", '{"a": [1, 2],\n "b": "```"}')]
 
 
@@ -140,9 +142,9 @@ def test_a_call_that_was_begun_in_the_prompt() -> None:
 @pytest.mark.parametrize(
     ("answer", "calls"),
     [
-        ("<｜tool▁calls▁begin｜><｜tool▁call▁begin｜>function<｜tool▁sep｜>add\n```json\n{\"a\": 1", [("add", '{"a": 1')]),
-        ("<｜tool▁calls▁begin｜><｜tool▁call▁begin｜>function<｜tool▁sep｜>add\n{\"a\": 1}<｜tool▁call▁end｜>", [("add", '\n{"a": 1}')]),
-        ("<｜tool▁calls▁begin｜><｜tool▁call▁begin｜>function<｜tool▁sep｜>add<｜tool▁call▁end｜>", [("add", "")]),
+        (BEGIN + "add\n```json\n{\"a\": 1", [("add", '{"a": 1')]),
+        (BEGIN + "add\n{\"a\": 1}<｜tool▁call▁end｜>", [("add", '\n{"a": 1}')]),
+        (BEGIN + "add<｜tool▁call▁end｜>", [("add", "")]),
         ("<｜tool▁calls▁begin｜><｜tool▁call▁begin｜>func", []),
         ("<｜tool▁sep｜><｜tool▁call▁end｜>", []),
     ],
