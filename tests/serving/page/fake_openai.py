@@ -21,7 +21,9 @@ Chunk = dict[str, Any]
 class Refusal(Exception):
     """An answer that is an error, with its status."""
 
-    def __init__(self, status: int, message: str, headers: dict[str, str] | None = None, **error: Any):
+    def __init__(
+        self, status: int, message: str, headers: dict[str, str] | None = None, **error: Any
+    ):
         super().__init__(message)
         self.status, self.headers = status, headers or {}
         self.body = {"error": {"message": message, "type": "invalid_request_error", **error}}
@@ -82,7 +84,10 @@ def _hash(html: str, tag: str) -> str:
 
 
 class FakeOpenAI(ThreadingHTTPServer):
-    """Set `reply` to a function from a request's body to chunks; it may raise `Refusal`, or yield None to cut the line."""
+    """Set `reply` to a function from a request's body to chunks.
+
+    It may raise `Refusal`, or yield None to cut the line.
+    """
 
     daemon_threads = True
 
@@ -110,7 +115,11 @@ class _Handler(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         if self.path == "/":
             html = PAGE.read_text(encoding="utf-8")
-            self._send(200, html.encode(), {"Content-Type": "text/html", "Content-Security-Policy": policy(html)})
+            self._send(
+                200,
+                html.encode(),
+                {"Content-Type": "text/html", "Content-Security-Policy": policy(html)},
+            )
         elif self.path != "/v1/models":
             self._refuse(Refusal(404, "there is nothing here"))
         elif self._allowed():

@@ -19,9 +19,25 @@ from pathlib import Path
 from typing import Any
 
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
-FLAGS = """--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking
---disable-component-update --disable-sync --disable-default-apps --disable-extensions --hide-scrollbars --mute-audio
---disable-dev-shm-usage --no-default-browser-check --remote-debugging-pipe""".split()
+FLAGS = (
+    "--headless",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--disable-dev-shm-usage",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-default-apps",
+    "--disable-extensions",
+    "--disable-sync",
+    "--hide-scrollbars",
+    "--mute-audio",
+    "--no-first-run",
+    "--no-default-browser-check",
+    "--remote-debugging-pipe",
+    # a mouse that can hover, as on a desk; headless browsers have none
+    "--blink-settings=primaryHoverType=2,availableHoverTypes=2,primaryPointerType=4,availablePointerTypes=4",
+)
 SHIFT = 8
 KEYS = {"Enter": 13, "Escape": 27, "Tab": 9, "Backspace": 8, "ArrowRight": 39, "ArrowLeft": 37}
 
@@ -140,7 +156,9 @@ class Page:
     def go(self, url: str) -> None:
         """Open an address and wait until it has loaded."""
         self.send("Page.navigate", url=url)
-        self.wait(f"location.href.startsWith({json.dumps(url)}) && document.readyState == 'complete'")
+        self.wait(
+            f"location.href.startsWith({json.dumps(url)}) && document.readyState == 'complete'"
+        )
 
     def reload(self) -> None:
         """Load the page again; what is in its storage stays."""
@@ -169,20 +187,24 @@ class Page:
             raise RuntimeError(details.get("exception", {}).get("description", details["text"]))
         return result["result"].get("value")
 
-    def wait(self, expression: str, seconds: float = 10) -> Any:
-        """Until the expression is true; its value. Raises TimeoutError that says what the page shows."""
+    def wait(self, expression: str, seconds: float = 10) -> None:
+        """Until the expression, or what it promises, is true. Raises TimeoutError that says what the page shows."""
         until = time.monotonic() + seconds
         while True:
-            value = self.js(expression)
-            if value:
-                return value
+            if self.js(f"Promise.resolve({expression}).then(Boolean)"):
+                return
             if time.monotonic() > until:
                 raise TimeoutError(f"{expression}\n{self.js('document.body.innerText')}")
             time.sleep(0.02)
 
     def press(self, key: str, modifiers: int = 0) -> None:
         """A key of the keyboard."""
-        common = {"key": key, "code": key, "windowsVirtualKeyCode": KEYS[key], "modifiers": modifiers}
+        common = {
+            "key": key,
+            "code": key,
+            "windowsVirtualKeyCode": KEYS[key],
+            "modifiers": modifiers,
+        }
         text = {"text": "\r"} if key == "Enter" else {}
         self.send("Input.dispatchKeyEvent", type="keyDown", **common, **text)
         self.send("Input.dispatchKeyEvent", type="keyUp", **common)
@@ -193,17 +215,17 @@ class Page:
 
     def click(self, selector: str) -> None:
         """The middle of the first element that the selector finds."""
-        place = self.js(
-            f"(() => {{ const e = document.querySelector({json.dumps(selector)}); e.scrollIntoView({{block: 'nearest'}});"
-            " const {x, y, width, height} = e.getBoundingClientRect(); return {x: x + width / 2, y: y + height / 2}; })()"
-        )
+        element = f"document.querySelector({json.dumps(selector)})"
+        self.js(f"{element}.scrollIntoView({{block: 'nearest'}})")
+        box = self.js(f"{element}.getBoundingClientRect().toJSON()")
+        place = {"x": box["x"] + box["width"] / 2, "y": box["y"] + box["height"] / 2}
         self.send("Input.dispatchMouseEvent", type="mouseMoved", **place)
         for kind in ("mousePressed", "mouseReleased"):
             self.send("Input.dispatchMouseEvent", type=kind, button="left", clickCount=1, **place)
 
     def resize(self, width: int, height: int, phone: bool = False) -> None:
         """A window, or a phone with touch."""
-        scale = 2 if phone else 1
+        scale = 1.5 if phone else 1
         self.send(
             "Emulation.setDeviceMetricsOverride",
             width=width,
@@ -215,7 +237,9 @@ class Page:
 
     def prefer(self, **features: str) -> None:
         """What the reader's system asks for, such as prefers_color_scheme="dark"."""
-        listed = [{"name": name.replace("_", "-"), "value": value} for name, value in features.items()]
+        listed = [
+            {"name": name.replace("_", "-"), "value": value} for name, value in features.items()
+        ]
         self.send("Emulation.setEmulatedMedia", features=listed)
 
     def picture(self, path: Path) -> None:

@@ -1,4 +1,7 @@
-"""Pictures of the chat page: `python -m tests.serving.pictures FOLDER`. A script plays the model; its figures mean nothing."""
+"""Pictures of the chat page: `python -m tests.serving.page.pictures FOLDER`.
+
+A script plays the model; its figures mean nothing.
+"""
 
 from __future__ import annotations
 
@@ -10,17 +13,24 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from tests.serving import chromium
-from tests.serving.chromium import Chromium, Page
-from tests.serving.fake_openai import Chunk, FakeOpenAI, Refusal, piece, text_piece, usage
+from tests.serving.page import chromium
+from tests.serving.page.chromium import Chromium, Page
+from tests.serving.page.fake_openai import Chunk, FakeOpenAI, Refusal, piece, text_piece, usage
 
 DESKTOP, PHONE = (1280, 800), (390, 844)
-EARLIER = ("A name for a small sailing boat", "Merge two sorted lists in Python", "What does a router of experts learn?")
+EARLIER = (
+    "A name for a small sailing boat",
+    "Merge two sorted lists in Python",
+    "What does a router of experts learn?",
+)
 QUESTION = "Why are there two tides a day, if the moon passes overhead only once?"
-REASONING = """The reader expects one tide for each passage of the moon. The key is that the pull gets weaker with distance, so
-what matters is the *difference* across the Earth, and that difference is symmetric: towards the moon on the near side,
-away from it on the far side."""
-ANSWER = """Because tides come from the **difference** of the moon's pull across the Earth, and that difference has two sides.
+REASONING = (
+    "The reader expects one tide for each passage of the moon. The key is that the pull gets weaker with distance, "
+    "so what matters is the *difference* across the Earth, and that difference is symmetric: towards the moon on the "
+    "near side, away from it on the far side."
+)
+ANSWER = """\
+Because tides come from the **difference** of the moon's pull across the Earth, and a difference has two sides.
 
 - On the *near* side the moon pulls the water more than it pulls the Earth, and the water bulges towards it.
 - On the *far* side it pulls the water less than the Earth, and the water is left behind.
@@ -62,15 +72,23 @@ class Script:
         for at, part in enumerate(_pieces(ANSWER)):
             if self.hold is not None and at * 9 > self.hold:
                 if self.breaks:
-                    yield {"error": {"message": "the engine ran out of memory and gave this answer up; others go on", "type": "server_error", "code": None}}
+                    yield {
+                        "error": {
+                            "message": "the engine ran out of memory and gave this answer up; others go on",
+                            "type": "server_error",
+                            "code": None,
+                        }
+                    }
                     return
                 self.go.wait(60)
             yield self._count(piece(part), next(counts))
         yield piece(finish="stop")
 
     def _text(self) -> Iterator[Chunk]:
-        for part in _pieces(" there lived an old man who counted the waves. He had counted them since he was a boy, and"
-                            " he knew that every seventh was larger than the others, though nobody believed him."):
+        for part in _pieces(
+            " there lived an old man who counted the waves. He had counted them since he was a boy, and"
+            " he knew that every seventh was larger than the others, though nobody believed him."
+        ):
             time.sleep(0.01)
             yield text_piece(part)
         yield {"choices": [], "usage": usage(40, 16, 5)}
@@ -99,7 +117,11 @@ class Studio:
         page.wait("document.querySelector('.tries')")
         self.server.reply = lambda body: [piece("Gladly."), piece(finish="stop")]
         for title in EARLIER:
-            self.say(page, title, "document.querySelector('#stop').hidden && document.querySelector('.answer')")
+            self.say(
+                page,
+                title,
+                "document.querySelector('#stop').hidden && document.querySelector('.answer')",
+            )
             page.js("document.querySelector('#new').click()")
         return page
 
@@ -115,12 +137,28 @@ class Studio:
         page.picture(path)
         print(f"{path}  {path.stat().st_size / 1000:.0f} KB")
 
-    def stream(self, name: str, size: tuple[int, int], scheme: str, hold: int | None, act: str = "", end: bool = True) -> None:
+    def stream(
+        self,
+        name: str,
+        size: tuple[int, int],
+        scheme: str,
+        hold: int | None,
+        act: str = "",
+        end: bool = True,
+    ) -> None:
         """The conversation, held after `hold` characters or finished."""
         script, page = Script(), self.page(size, scheme)
         self.server.reply, script.hold = script, hold
-        shown = f"document.querySelector('.answer > .prose')?.innerText.length > {(hold or 900) * 0.75}"
-        self.say(page, QUESTION, shown if hold else "document.querySelector('#stop').hidden && document.querySelector('.answer')")
+        shown = (
+            f"document.querySelector('.answer > .prose')?.innerText.length > {(hold or 900) * 0.75}"
+        )
+        self.say(
+            page,
+            QUESTION,
+            shown
+            if hold
+            else "document.querySelector('#stop').hidden && document.querySelector('.answer')",
+        )
         page.js(act or "0")
         if not end:
             page.js("document.querySelector('#scroll').scrollTop = 0")
@@ -140,7 +178,12 @@ class Studio:
         """A request that was refused."""
 
         def refuse(body: dict[str, Any]) -> list[Chunk]:
-            raise Refusal(429, "256 answers are running or waiting, which is all this server takes; try again later", {"Retry-After": "4"}, code="rate_limit_exceeded")
+            raise Refusal(
+                429,
+                "256 answers are running or waiting, which is all this server takes; try again later",
+                {"Retry-After": "4"},
+                code="rate_limit_exceeded",
+            )
 
         page = self.page(size, scheme)
         self.server.reply = refuse
@@ -153,7 +196,11 @@ class Studio:
         page = self.page(size, scheme)
         self.server.reply = Script()
         page.js("document.querySelector('[name=mode][value=text]').click()")
-        self.say(page, "Once upon a time, in a house by the sea,", "document.querySelector('#stop').hidden && document.querySelector('.made')")
+        self.say(
+            page,
+            "Once upon a time, in a house by the sea,",
+            "document.querySelector('#stop').hidden && document.querySelector('.made')",
+        )
         self.save(page, name)
         page.close()
 
@@ -168,7 +215,14 @@ class Studio:
 def take(studio: Studio) -> None:
     """All pictures; the first four are those of the documentation."""
     studio.stream("desktop-light", DESKTOP, "light", 800)
-    studio.stream("desktop-dark", DESKTOP, "dark", None, end=False, act="document.querySelector('.reasoning').open = true")
+    studio.stream(
+        "desktop-dark",
+        DESKTOP,
+        "dark",
+        None,
+        end=False,
+        act="document.querySelector('.reasoning').open = true",
+    )
     studio.stream("phone-light", PHONE, "light", 560)
     studio.error("phone-dark-error", PHONE, "dark")
     if "--all" not in sys.argv:
@@ -177,12 +231,16 @@ def take(studio: Studio) -> None:
         for size, kind in ((DESKTOP, "desktop"), (PHONE, "phone")):
             end = f"{kind}-{scheme}"
             studio.still(f"empty-{end}", size, scheme, "0")
-            studio.still(f"settings-{end}", size, scheme, "document.querySelector('#open-settings').click()")
+            studio.still(
+                f"settings-{end}", size, scheme, "document.querySelector('#open-settings').click()"
+            )
             studio.text(f"text-{end}", size, scheme)
             studio.refusal(f"refused-{end}", size, scheme)
             studio.stream(f"start-{end}", size, scheme, 60)
             studio.stream(f"code-{end}", size, scheme, None)
-            studio.still(f"list-{end}", size, scheme, "document.querySelector('#open-sidebar').click()")
+            studio.still(
+                f"list-{end}", size, scheme, "document.querySelector('#open-sidebar').click()"
+            )
 
 
 def main() -> None:
