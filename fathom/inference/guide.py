@@ -111,7 +111,7 @@ class Grammars:
         """The state of an answer that is about to begin; `GenerationError` names what is wrong with the form."""
         matcher = self._library.LLMatcher(self.tokens, self._grammar(guide), log_level=0)
         if matcher.is_error():
-            raise GenerationError(f"the guide's {guide.kind} cannot be used: {_short(matcher)}")
+            raise GenerationError(f"the guide's {guide.kind} cannot be used, correct it: {_short(matcher)}")
         seen = None if guide.after is None else self._end_of_prompt(guide.after, prompt_ids)
         return Guided(self, guide, matcher, ends, seen)
 
@@ -121,12 +121,14 @@ class Grammars:
             return make.grammar_from_regex(guide.value)
         if guide.kind == "lark":
             return make.grammar_from_lark(guide.value)
-        schema = guide.value if guide.kind == "json_schema" else {"type": "object"}
+        schema: Any = guide.value if guide.kind == "json_schema" else {"type": "object"}
+        settings = schema.get("x-guidance") or {}
+        blanks = {} if "whitespace_flexible" in settings else {"whitespace_pattern": _BLANKS}
         try:
-            return make.grammar_from_json_schema(schema, defaults={"whitespace_pattern": _BLANKS})
+            return make.grammar_from_json_schema(dict(schema), defaults=blanks)
         except (TypeError, ValueError) as problem:
             raise GenerationError(
-                f"the guide's {guide.kind} cannot be used: {problem}"
+                f"the guide's {guide.kind} cannot be used, correct it: {problem}"
             ) from problem
 
     def _end_of_prompt(self, after: str, prompt_ids: Sequence[int]) -> bytes | None:
