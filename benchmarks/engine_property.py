@@ -92,9 +92,7 @@ def questions(twin: Any, rng: random.Random, count: int) -> list[Question]:
     best = torch.stack(found.logits, dim=1).topk(2).values
     gaps = (best[..., 0] - best[..., 1]).tolist()
     answers = found.sequences[:, width:].tolist()
-    return [
-        _question(rng, *each) for each in zip(asked, answers, gaps, strict=True)
-    ]
+    return [_question(rng, *each) for each in zip(asked, answers, gaps, strict=True)]
 
 
 def _question(
@@ -121,6 +119,7 @@ def random_engine(model: fathom.Transformer, rng: random.Random) -> Engine:
         prefix_cache=rng.random() < 0.7,
     )
     blocks = -(-rng.choice((CONTEXT, CONTEXT + 30, 2 * CONTEXT, 2000)) // engine.pool.size)
+    blocks = min(blocks, engine.pool.count)
     engine.pool = engine.scheduler.pool = BlockPool(blocks, engine.pool.size)
     return engine
 
@@ -147,7 +146,9 @@ def one_round(seed: int, count: int, aborts: float) -> tuple[str, Counter[str], 
     serve(traffic, questions(twin, rng, count), rng, aborts)
     verdicts = traffic.verdicts()
     if verdicts["different"]:
-        print(f"seed {seed} ({name}): {verdicts['different']} of {count} answers differ", flush=True)
+        print(
+            f"seed {seed} ({name}): {verdicts['different']} of {count} answers differ", flush=True
+        )
     return name, verdicts, traffic.usage()
 
 
@@ -156,7 +157,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--requests", type=int, default=1000)
     parser.add_argument("--per-model", type=int, default=20, help="requests to each model")
     parser.add_argument("--aborts", type=float, default=0.1, help="how often one is broken off")
-    parser.add_argument("--seed", type=int, default=0, help="of the first model; the next has the next")
+    parser.add_argument(
+        "--seed", type=int, default=0, help="of the first model; the next has the next"
+    )
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--json", type=Path)
     options = parser.parse_args(argv)
@@ -172,7 +175,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         usage.update(used)
     report(shapes, usage, time.perf_counter() - started)
     asked = {name: str(value) for name, value in vars(options).items()}
-    write_json(options.json, {"environment": facts, "options": asked, "shapes": shapes, "usage": usage})
+    write_json(
+        options.json, {"environment": facts, "options": asked, "shapes": shapes, "usage": usage}
+    )
     if sum(counts["different"] for counts in shapes.values()):
         raise SystemExit("answers differ")
 

@@ -138,7 +138,9 @@ class Engine:
             model, tokenizer = _opened(model, tokenizer)
             single = Step(model, compiled) if Step.suits(model) else None
         elif compiled:
-            raise GenerationError("compiled=True is for directories; give single=Step(model, compiled=True)")
+            raise GenerationError(
+                "compiled=True is for directories; give single=Step(model, compiled=True)"
+            )
         self.single = single
         self.model, self.tokenizer = model, tokenizer
         self.config = model.config
@@ -345,7 +347,10 @@ class Engine:
         """Log-probabilities of the prompt tokens that the rows predict, if they are asked for."""
         request, most = share.request, share.request.sampling.prompt_logprobs
         have = len(request.prompt_logprobs)
-        start, end = request.computed + 1, min(request.computed + share.count + 1, request.prompt_len)
+        start, end = (
+            request.computed + 1,
+            min(request.computed + share.count + 1, request.prompt_len),
+        )
         if most is None or have >= request.prompt_len or have > start:
             return
         targets = request.ids[start:end]
@@ -432,9 +437,8 @@ class Engine:
         if wish.stop and self.tokenizer is None:
             raise GenerationError(f"stop={wish.stop} needs a tokenizer; use stop_token_ids")
         requests: list[Request] = []
-        for choice in range(wish.n):
+        for choice, guided in enumerate(self._guided(wish, ids, ends)):
             spoken = None if self.tokenizer is None else Spoken(self.tokenizer.stream(), wish.stop)
-            guided = self._guided(wish, ids, ends)
             request = Request(self._number, ids, wish, seed + choice, limit, ends, spoken, guided)
             request.prompt_index, request.choice = index, choice
             request.waits_for = requests[0] if requests else None
@@ -442,13 +446,15 @@ class Engine:
             self._number += 1
         return requests
 
-    def _guided(self, wish: Sampling, ids: list[int], ends: frozenset[int]) -> Guided | None:
-        """The state of an answer that has a form; what it needs of the tokenizer is made for the first."""
+    def _guided(
+        self, wish: Sampling, ids: list[int], ends: frozenset[int]
+    ) -> Sequence[Guided | None]:
+        """The states of `n` answers that have a form; what they need of the tokenizer is made for the first."""
         if wish.guide is None:
-            return None
+            return [None] * wish.n
         if self._grammars is None:
             self._grammars = Grammars(self.tokenizer, self.config.vocab_size)
-        return self._grammars.begin(wish.guide, ids, ends)
+        return self._grammars.begin(wish.guide, ids, ends, wish.n)
 
     def _limit(self, prompt: int, wish: Sampling) -> int:
         """Tokens of the longest text that prompt and answer may be together; checked against all that bounds it."""

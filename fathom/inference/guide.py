@@ -107,13 +107,18 @@ class Grammars:
         self.rows = min(vocabulary, self.tokens.vocab_size)
         self.crossing = lru_cache(maxsize=8)(self._crossing)
 
-    def begin(self, guide: Guide, prompt_ids: Sequence[int], ends: frozenset[int]) -> Guided:
-        """The state of an answer that is about to begin; `GenerationError` names what is wrong with the form."""
+    def begin(
+        self, guide: Guide, prompt_ids: Sequence[int], ends: frozenset[int], count: int = 1
+    ) -> list[Guided]:
+        """The states of so many answers that are to begin; `GenerationError` names what is wrong with the form."""
         matcher = self._library.LLMatcher(self.tokens, self._grammar(guide), log_level=0)
         if matcher.is_error():
-            raise GenerationError(f"the guide's {guide.kind} cannot be used, correct it: {_short(matcher)}")
+            raise GenerationError(
+                f"the guide's {guide.kind} cannot be used, correct it: {_short(matcher)}"
+            )
         seen = None if guide.after is None else self._end_of_prompt(guide.after, prompt_ids)
-        return Guided(self, guide, matcher, ends, seen)
+        others = [matcher.deep_copy() for _ in range(count - 1)]
+        return [Guided(self, guide, each, ends, seen) for each in (matcher, *others)]
 
     def _grammar(self, guide: Guide) -> str:
         make = self._library.LLMatcher
@@ -151,7 +156,10 @@ class Grammars:
             for token in range(self.rows)
             if mark[-1:] in (spelled := self.bytes_of([token]))[:-1]
         ]
-        return [self._all_but([t for t, s in longer if _crosses(mark[:n] + s, mark)]) for n in range(len(mark))]
+        return [
+            self._all_but([t for t, s in longer if _crosses(mark[:n] + s, mark)])
+            for n in range(len(mark))
+        ]
 
     def _all_but(self, tokens: list[int]) -> Tensor | None:
         if not tokens:
@@ -165,7 +173,12 @@ class Guided:
     """How far one answer has got in its form."""
 
     def __init__(
-        self, grammars: Grammars, guide: Guide, matcher: Any, ends: frozenset[int], seen: bytes | None
+        self,
+        grammars: Grammars,
+        guide: Guide,
+        matcher: Any,
+        ends: frozenset[int],
+        seen: bytes | None,
     ) -> None:
         """`seen`: how much of `guide.after` stands at the text's end; None: the form has begun."""
         self.grammars, self.guide, self.matcher, self.seen = grammars, guide, matcher, seen
@@ -234,7 +247,9 @@ class Guided:
         unpacked = np.unpackbits(bits, bitorder="little")[: grammars.rows]
         allowed_V[: grammars.rows] = torch.from_numpy(unpacked.view(np.bool_))
         if self.matcher.is_accepting():
-            allowed_V[grammars.end : grammars.end + 1] = False  # ignore_eos may have taken it from `ends`
+            allowed_V[grammars.end : grammars.end + 1] = (
+                False  # ignore_eos may have taken it from `ends`
+            )
             allowed_V[self.ends] = True
         return allowed_V
 

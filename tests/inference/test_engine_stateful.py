@@ -10,10 +10,11 @@ import random
 from dataclasses import replace
 from functools import cache
 
-import fathom
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
+
+import fathom
 from tests.inference.test_engine import SHAPES, model_of, random_wish, says, small_engine
 from tests.inference.traffic import Expected, Traffic
 
@@ -50,7 +51,7 @@ class Served(RuleBasedStateMachine):
         self.model = model(shape)
         engine = small_engine(
             self.model,
-            tokens,
+            min(tokens, 128 * max_requests),  # no more than could ever be used
             block_size=block_size,
             batch_tokens=batch_tokens,
             max_requests=max_requests,

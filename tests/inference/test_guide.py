@@ -75,7 +75,7 @@ def is_person(text: str | None) -> bool:
     )
 
 
-@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("seed", range(3))
 def test_answers_have_the_form_whatever_goes_on_beside(seed: int) -> None:
     rng = random.Random(seed)
     prompts = [[rng.randrange(3, WORDS) for _ in range(rng.randint(1, 12))] for _ in range(7)]
@@ -145,7 +145,7 @@ def continues(text: str, words: list[str]) -> bool:
 
 def guided(guide: Guide, prompt: str = "yes", ends: tuple[int, ...] = (1,)) -> Guided:
     grammars = Grammars(tokenizer(), ROWS)
-    return grammars.begin(guide, tokenizer().encode(prompt), frozenset(ends))
+    return grammars.begin(guide, tokenizer().encode(prompt), frozenset(ends))[0]
 
 
 def allowed(state: Guided, drafts: list[int] | None = None) -> set[int]:
@@ -160,7 +160,9 @@ def spelled(prefix: str, words: list[str]) -> set[int]:
     return {token for token, text in texts.items() if continues(prefix + text, words)}
 
 
-@pytest.mark.parametrize("words", [["a", "b", "cc"], ["yes", "no"], ["1", "12", "123"], ["日", "日本", "x"]])
+@pytest.mark.parametrize(
+    "words", [["a", "b", "cc"], ["yes", "no"], ["1", "12", "123"], ["日", "日本", "x"]]
+)
 def test_exactly_the_tokens_that_continue_a_valid_text_are_allowed(words: list[str]) -> None:
     state = guided(Guide("regex", "|".join(words)))
     found = allowed(state)
@@ -173,7 +175,7 @@ def test_rows_that_the_tokenizer_does_not_have_are_never_allowed() -> None:
     state = guided(Guide("regex", "(?s:.*)"))
     assert allowed(state) & set(range(WORDS, ROWS)) == set()
     assert tokenizer().eos_id in allowed(state)
-    huge = {token: 90.0 for token in range(WORDS, ROWS)}
+    huge = dict.fromkeys(range(WORDS, ROWS), 90.0)
     output = ask(Guide("regex", "(?s:.{5,9})"), logit_bias=huge)
     assert max(output.token_ids) < WORDS
 
@@ -235,7 +237,7 @@ def text_of(server: Engine, request: Request) -> str:
 def test_the_distribution_is_the_models_renormalised_one(drafts: int) -> None:
     words, prompt = ["a", "b", "cc"], tokenizer().encode("yes no")
     guide = Guide("regex", "a|b|cc")
-    wish = Sampling(1.0, n=1500, seed=7, max_new_tokens=4, guide=guide)
+    wish = Sampling(1.0, n=600, seed=7, max_new_tokens=4, guide=guide)
     server = engine(max_requests=100, batch_tokens=1000, speculate=drafts)
     outputs = list(server.generate([prompt], wish))
     assert {output.text for output in outputs} <= set(words)
@@ -263,7 +265,12 @@ def test_an_answer_that_could_go_on_ends_with_an_end_token() -> None:
     assert (output.finish_reason, output.stopped_by) == ("stop", end)
     endless = ask(Guide("regex", "a+"), logit_bias={end: 50.0}, ignore_eos=True, max_new_tokens=30)
     assert end not in endless.token_ids and endless.finish_reason == "length"
-    other = ask(Guide("regex", "a+"), ignore_eos=True, stop_token_ids=(_id("b"),), logit_bias={_id("b"): 9.0})
+    other = ask(
+        Guide("regex", "a+"),
+        ignore_eos=True,
+        stop_token_ids=(_id("b"),),
+        logit_bias={_id("b"): 9.0},
+    )
     assert other.token_ids[-1] == _id("b") == other.stopped_by
     assert re.fullmatch("a+", other.text or "")
 
@@ -271,8 +278,10 @@ def test_an_answer_that_could_go_on_ends_with_an_end_token() -> None:
 def test_a_form_that_cannot_be_kept_ends_its_own_answer_only() -> None:
     never = {token: float("-inf") for token in range(ROWS)}
     guide = Guide("regex", "alpha")
-    wishes = [Sampling(heat, seed=1, guide=guide, logit_bias=bias, max_new_tokens=20) for heat, bias in (
-        (0.0, {}), (0.0, never), (1.0, never), (1.0, {}))]
+    wishes = [
+        Sampling(heat, seed=1, guide=guide, logit_bias=bias, max_new_tokens=20)
+        for heat, bias in ((0.0, {}), (0.0, never), (1.0, never), (1.0, {}))
+    ]
     outputs = list(engine().generate(["yes"] * 4, wishes))
     assert [output.finish_reason for output in outputs] == ["stop", "error", "error", "stop"]
     assert "does not continue it" in str(outputs[1].stopped_by)
@@ -297,7 +306,9 @@ def test_other_wishes_go_along() -> None:
     for output in outputs:
         assert output.finish_reason == "length" or re.fullmatch(str(guide.value), output.text or "")
         assert output.logprobs is not None and len(output.logprobs) == len(output.token_ids)
-    stopped = next(server.generate(["no"], Sampling(1.0, seed=2, guide=guide, stop=("a ",), max_new_tokens=80)))
+    stopped = next(
+        server.generate(["no"], Sampling(1.0, seed=2, guide=guide, stop=("a ",), max_new_tokens=80))
+    )
     assert stopped.stopped_by == "a " and "a " not in (stopped.text or "")
     nothing_is_left(server)
 
@@ -310,7 +321,9 @@ YES = Guide("regex", "yes|no", after="</think>")
 def test_the_end_of_the_prompt_begins_the_form() -> None:
     for prompt in ("<think> alpha </think>", "</think>\n\n", [{"role": "user", "content": "x"}]):
         chat = not isinstance(prompt, str)
-        output = ask(Guide("regex", "yes|no", after="<｜Assistant｜>" if chat else "</think>"), prompt)
+        output = ask(
+            Guide("regex", "yes|no", after="<｜Assistant｜>" if chat else "</think>"), prompt
+        )
         assert output.text in ("yes", "no")
 
 
@@ -331,8 +344,12 @@ def said_in(*pieces: str) -> list[int]:
     return ids
 
 
-@pytest.mark.parametrize("pieces", [("</think>",), ("<", "/", "t", "hink", ">"), ("x<", "</", "think", ">")])
-def test_the_form_begins_behind_the_text_in_whatever_tokens_it_comes(pieces: tuple[str, ...]) -> None:
+@pytest.mark.parametrize(
+    "pieces", [("</think>",), ("<", "/", "t", "hink", ">"), ("x<", "</", "think", ">")]
+)
+def test_the_form_begins_behind_the_text_in_whatever_tokens_it_comes(
+    pieces: tuple[str, ...],
+) -> None:
     ids = said_in(*pieces)
     state = guided(YES)
     for place, token in enumerate(ids):
@@ -399,12 +416,13 @@ def test_a_control_token_can_be_the_text() -> None:
     )
     known = Tokenizer(json.dumps(definition), tokenizer().settings)
     grammars = Grammars(known, ROWS)
-    state = grammars.begin(YES, known.encode("yes"), frozenset({1}))
+    (state,) = grammars.begin(YES, known.encode("yes"), frozenset({1}))
     state.advance(known.control_id("</think>"))
     assert allowed(state) == spelled("", ["yes", "no"])
     prompt = [*known.encode("yes"), known.control_id("</think>")]
-    assert allowed(grammars.begin(YES, prompt, frozenset({1}))) == spelled("", ["yes", "no"])
-    anything = grammars.begin(Guide("regex", "(?s:.*)"), [5], frozenset({1}))
+    (begun,) = grammars.begin(YES, prompt, frozenset({1}))
+    assert allowed(begun) == spelled("", ["yes", "no"])
+    (anything,) = grammars.begin(Guide("regex", "(?s:.*)"), [5], frozenset({1}))
     assert known.control_id("</think>") not in allowed(anything)
 
 
@@ -452,8 +470,8 @@ def test_guides_need_a_tokenizer_and_the_library(monkeypatch: pytest.MonkeyPatch
     wish = Sampling(guide=Guide("json_object"), max_new_tokens=9)
     with pytest.raises(GenerationError, match="needs a tokenizer"):
         Engine(model()).add([5], wish)
+    letters = Tokenizer.train(["abc"], None, kind="char")
     with pytest.raises(GenerationError, match="byte-level"):
-        letters = Tokenizer.train(["abc"], None, kind="char")
         Engine(model(), letters).add([3], wish)
     monkeypatch.setitem(sys.modules, "llguidance", None)
     with pytest.raises(GenerationError, match=re.escape("pip install 'fathom[guide]'")):

@@ -27,7 +27,7 @@ class Expected:
 
 
 def verdict(said: list[int], expected: Expected, whole: bool) -> str:
-    """"equal"; "close" where the first difference was a choice closer than `CLOSE`; otherwise "different".
+    """ "equal"; "close" where the first difference was a choice closer than `CLOSE`; otherwise "different".
 
     An answer that was broken off (`whole` false) need only be a beginning.
     """
