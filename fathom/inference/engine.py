@@ -138,9 +138,7 @@ class Engine:
             model, tokenizer = _opened(model, tokenizer)
             single = Step(model, compiled) if Step.suits(model) else None
         elif compiled:
-            raise GenerationError(
-                "compiled=True is for directories; give single=Step(model, compiled=True)"
-            )
+            raise GenerationError("compiled=True is for directories; give single=Step(model, compiled=True)")
         self.single = single
         self.model, self.tokenizer = model, tokenizer
         self.config = model.config
@@ -347,10 +345,7 @@ class Engine:
         """Log-probabilities of the prompt tokens that the rows predict, if they are asked for."""
         request, most = share.request, share.request.sampling.prompt_logprobs
         have = len(request.prompt_logprobs)
-        start, end = (
-            request.computed + 1,
-            min(request.computed + share.count + 1, request.prompt_len),
-        )
+        start, end = request.computed + 1, min(request.computed + share.count + 1, request.prompt_len)
         if most is None or have >= request.prompt_len or have > start:
             return
         targets = request.ids[start:end]
