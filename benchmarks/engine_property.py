@@ -30,7 +30,7 @@ from fathom.inference.blocks import BlockPool
 from tests.inference.traffic import Expected, Traffic
 from tests.model.tiny import random_fields, scramble, tiny_config, v2_twin, v3_twin
 
-VOCABULARY, CONTEXT, LONGEST_ANSWER, END = 101, 128, 24, 1
+VOCABULARY, LONGEST_ANSWER, END = 101, 24, 1
 
 
 @dataclass(frozen=True)
@@ -63,13 +63,15 @@ def models(rng: random.Random) -> tuple[str, torch.nn.Module, fathom.Transformer
 
 
 def prompts(rng: random.Random, count: int) -> list[list[int]]:
-    """Some begin alike."""
-    shared = [rng.randrange(2, VOCABULARY) for _ in range(60)]
-    return [
-        shared[: rng.choice((0, 0, 8, 17, 40, 60))]
-        + [rng.randrange(2, VOCABULARY) for _ in range(rng.randint(1, 40))]
-        for _ in range(count)
-    ]
+    """Some begin alike; all are short or all may be long."""
+    longest = rng.choice((8, 8, 30, 100))
+    shared = [rng.randrange(2, VOCABULARY) for _ in range(longest - 5)]
+    found = []
+    for _ in range(count):
+        begin = rng.choice((0, rng.randint(0, len(shared)), len(shared)))
+        own = [rng.randrange(2, VOCABULARY) for _ in range(rng.randint(1, longest - begin))]
+        found.append(shared[:begin] + own)
+    return found
 
 
 @torch.no_grad()
@@ -105,32 +107,34 @@ def _question(
     return Question(prompt, most, Expected(answer, gaps))
 
 
-def random_engine(model: fathom.Transformer, rng: random.Random) -> Engine:
-    """Room for at least one of the longest texts, often for little more."""
+def random_engine(model: fathom.Transformer, longest: int, rng: random.Random) -> Engine:
+    """Room for at least one of the longest texts, often for little more, so that requests push each other out."""
     depth = model.config.num_nextn_predict_layers
     engine = Engine(
         model,
         max_memory="1GiB",
         always_speculate=True,
-        block_size=rng.choice((1, 4, 7, 16, 32)),
+        block_size=rng.choice((1, 2, 4, 7, 16, 32)),
         batch_tokens=rng.choice((1, 5, 24, 64, 500)),
-        max_requests=rng.choice((1, 3, 8, 32)),
+        max_requests=rng.choice((1, 3, 8, 20)),
         speculate=rng.choice((0, depth, rng.randint(1, 5))) if depth else 0,
         prefix_cache=rng.random() < 0.7,
     )
-    blocks = -(-rng.choice((CONTEXT, CONTEXT + 30, 2 * CONTEXT, 2000)) // engine.pool.size)
-    blocks = min(blocks, engine.pool.count)
+    room = longest + rng.choice((0, 0, 5, 20, 60, 2000))
+    blocks = min(-(-room // engine.pool.size), engine.pool.count)
     engine.pool = engine.scheduler.pool = BlockPool(blocks, engine.pool.size)
     return engine
 
 
 def serve(traffic: Traffic, asked: Sequence[Question], rng: random.Random, aborts: float) -> None:
-    """Let the questions arrive one by one while passes go on; some are taken back."""
+    """Let the questions arrive one by one while passes go on; some are pushed out or taken back."""
     for question in asked:
         wish = Sampling(0.0, max_new_tokens=question.most)
         traffic.come(question.prompt, wish, question.expected)
-        for _ in range(rng.choice((0, 0, 1, 3, 10))):
+        for _ in range(rng.choice((0, 0, 0, 1, 3, 10))):
             traffic.step()
+        if rng.random() < 0.1:
+            traffic.push_out()
         running = traffic.running()
         if running and rng.random() < aborts:
             traffic.abort(rng.choice(running))
@@ -142,8 +146,10 @@ def one_round(seed: int, count: int, aborts: float) -> tuple[str, Counter[str], 
     rng = random.Random(seed)
     torch.manual_seed(seed)
     name, twin, ours = models(rng)
-    traffic = Traffic(random_engine(ours, rng), rng)
-    serve(traffic, questions(twin, rng, count), rng, aborts)
+    asked = questions(twin, rng, count)
+    longest = max(len(question.prompt) + question.most for question in asked)
+    traffic = Traffic(random_engine(ours, longest, rng), rng)
+    serve(traffic, asked, rng, aborts)
     verdicts = traffic.verdicts()
     if verdicts["different"]:
         print(

@@ -79,6 +79,12 @@ class Traffic:
     def running(self) -> list[Request]:
         return [request for request, _ in self.asked if request.ended is None]
 
+    def push_out(self) -> None:
+        """Take the blocks of the youngest that runs, as want of memory would."""
+        if self.engine.scheduler.running:
+            self.engine.scheduler.preempt(self.engine.scheduler.running[-1])
+            self.check_accounts()
+
     def abort(self, request: Request) -> None:
         self.engine.abort(request)
         self.check_accounts()
