@@ -26,7 +26,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import fathom
 from fathom.inference import Engine, Sampling
-from fathom.inference.blocks import BlockPool
+from tests.inference.test_engine import with_blocks
 from tests.inference.traffic import Expected, Traffic
 from tests.model.tiny import random_fields, scramble, tiny_config, v2_twin, v3_twin
 
@@ -121,9 +121,7 @@ def random_engine(model: fathom.Transformer, longest: int, rng: random.Random) -
         prefix_cache=rng.random() < 0.7,
     )
     room = longest + rng.choice((0, 0, 5, 20, 60, 2000))
-    blocks = min(-(-room // engine.pool.size), engine.pool.count)
-    engine.pool = engine.scheduler.pool = BlockPool(blocks, engine.pool.size)
-    return engine
+    return with_blocks(engine, min(-(-room // engine.pool.size), engine.pool.count))
 
 
 def serve(traffic: Traffic, asked: Sequence[Question], rng: random.Random, aborts: float) -> None:

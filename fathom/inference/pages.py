@@ -131,7 +131,9 @@ class Crowd:
         self.kept: list[int] = []
         for b, piece in enumerate(pieces):
             numbers = [slot for start, end in piece.runs for slot in range(start, end)]
-            padding = [numbers[0]] * (S - len(numbers))  # 0 times what is there, so it must be a number
+            padding = [numbers[0]] * (
+                S - len(numbers)
+            )  # 0 times what is there, so it must be a number
             slots[b] = torch.tensor(numbers + padding)
             first = piece.keys - piece.queries
             for t in range(piece.queries):
@@ -190,9 +192,7 @@ class PagedPass:
             self._absorbed(layer, q_raw, context, out)
         return out
 
-    def _expanded(
-        self, layer: Attention, q_raw: Tensor, context: Context, piece: Piece
-    ) -> Tensor:
+    def _expanded(self, layer: Attention, q_raw: Tensor, context: Context, piece: Piece) -> Tensor:
         """One piece, over keys and values made from all the latents that it sees."""
         entries = self.pages.gather(layer.layer, piece.runs)[None].to(q_raw.dtype)
         latent, k_rope = entries.split((layer.config.kv_lora_rank, layer.shape.rope), dim=-1)
