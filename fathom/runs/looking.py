@@ -9,10 +9,11 @@ import math
 from typing import Any
 
 from fathom.data.prepare import TokenData
-from fathom.evaluation import Form, Pairs, PassKey, even_depths, needle_grid
+from fathom.evaluation import Form, Grid, Pairs, PassKey, even_depths, needle_grid
 from fathom.evaluation.needle import check
 from fathom.inference import Sampling, generate
 from fathom.model import Transformer
+from fathom.runs.pace import HELD_OUT, NEEDLES, POSITIONS, SAMPLES
 from fathom.runs.recipe import Recipe
 from fathom.runs.setting import Setting
 from fathom.train.evaluate import HeldOut, evaluate
@@ -27,27 +28,33 @@ class HeldOutLoss:
         self.s = setting
 
     def __call__(self, trainer: Trainer, record: StepRecord) -> None:
-        monitor, stage = self.s.recipe.monitor, self.s.stage
+        monitor, pace = self.s.recipe.monitor, self.s.pace
         if not self.s.due(trainer.step, monitor.eval_every):
             return
         limit = None if trainer.step == self.s.last_step else monitor.eval_tokens
-        rows = stage.micro_batch or stage.batch
-        mtp = stage.mtp_weight > 0
-
-        def measure() -> HeldOut:
-            return evaluate(trainer.model, self.s.data, stage.seq_len, rows, limit, mtp)
-
-        found = measure()
+        with pace.look(HELD_OUT, pace.evaluation(self.s.stage, limit)):
+            found = self._measured(trainer, limit)
+            average = self._of_the_average(trainer, limit)
         line = {"step": trainer.step, "tokens": trainer.tokens, "loss": found.loss}
         line |= {"bits_per_byte": found.bits_per_byte, "mtp_loss": found.mtp_loss}
-        if trainer.ema:
-            with trainer.ema.in_place_of_weights():
-                line["ema_loss"] = measure().loss
+        if average:
+            line["ema_loss"] = average.loss
         self.s.log("evals.jsonl", line | {"held_out_tokens": found.tokens})
         self.s.say(
             f"step {trainer.step}: held-out loss {found.loss:.3f} (perplexity "
             f"{math.exp(min(found.loss, 50)):,.1f}), {found.bits_per_byte:.3f} bits per byte"
         )
+
+    def _measured(self, trainer: Trainer, limit: int | None) -> HeldOut:
+        stage = self.s.stage
+        rows, mtp = stage.micro_batch or stage.batch, stage.mtp_weight > 0
+        return evaluate(trainer.model, self.s.data, stage.seq_len, rows, limit, mtp)
+
+    def _of_the_average(self, trainer: Trainer, limit: int | None) -> HeldOut | None:
+        if not trainer.ema:
+            return None
+        with trainer.ema.in_place_of_weights():
+            return self._measured(trainer, limit)
 
 
 class Samples:
@@ -63,7 +70,8 @@ class Samples:
         monitor = self.s.recipe.monitor
         if not self.s.due(trainer.step, monitor.sample_every):
             return
-        text = self._write(trainer, monitor.sample_tokens)
+        with self.s.pace.look(SAMPLES):
+            text = self._write(trainer, monitor.sample_tokens)
         line = {"step": trainer.step, "prompt": monitor.sample_prompt, "text": text}
         self.s.log("samples.jsonl", line)
         self.s.say(f"step {trainer.step} writes:\n{monitor.sample_prompt}{text}\n")
@@ -100,15 +108,29 @@ class _BothEnds:
             self._look(trainer, "after")
 
     def _look(self, trainer: Trainer, when: str) -> None:
+        if not self.asked(trainer):
+            return
+        with self.s.pace.look(*self.work):
+            found = self.measured(trainer)
         line = {"step": trainer.step, "stage": self.s.stage.name, "when": when}
-        found = self.measured(trainer, when)
-        if found is not None:
-            self.s.folder.append(self.log, line | found)
+        self.s.folder.append(self.log, line | found)
+        self.told(when, found)
 
-    def measured(self, trainer: Trainer, when: str) -> dict[str, Any] | None:
-        """What else the line says; None when the recipe asks for nothing."""
+    def asked(self, trainer: Trainer) -> bool:
+        """Whether the recipe asks for it at all."""
         raise NotImplementedError
 
+    @property
+    def work(self) -> tuple[str, float]:
+        """Kind and work of a look, for `Pace.look`."""
+        raise NotImplementedError
+
+    def measured(self, trainer: Trainer) -> dict[str, Any]:
+        """What else the line says."""
+        raise NotImplementedError
+
+    def told(self, when: str, found: dict[str, Any]) -> None:
+        """Say what was found, if that is worth a line."""
 
 class LossByPosition(_BothEnds):
     """positions.jsonl: held-out loss by position, before a stage's first step and after its last.
@@ -119,10 +141,15 @@ class LossByPosition(_BothEnds):
 
     log = "positions.jsonl"
 
-    def measured(self, trainer: Trainer, when: str) -> dict[str, Any] | None:
+    def asked(self, trainer: Trainer) -> bool:
+        return bool(self.s.recipe.monitor.position_tokens)
+
+    @property
+    def work(self) -> tuple[str, float]:
+        return POSITIONS, self.s.pace.positions(self.s.stage)
+
+    def measured(self, trainer: Trainer) -> dict[str, Any]:
         seq_len, limit = self.s.stage.seq_len, self.s.recipe.monitor.position_tokens
-        if not limit:
-            return None
         found = loss_by_position(trainer.model, self.s.data, seq_len, limit)
         return {"seq_len": seq_len, "edges": list(found.edges), "loss": list(found.loss)}
 
@@ -136,17 +163,25 @@ class Needles(_BothEnds):
 
     log = "needle.jsonl"
 
-    def measured(self, trainer: Trainer, when: str) -> dict[str, Any] | None:
-        monitor = self.s.recipe.monitor
-        if not monitor.needle_lengths or not trainer.step:  # the run's beginning knows nothing yet
-            return None
+    def asked(self, trainer: Trainer) -> bool:
+        # The run's beginning knows nothing yet.
+        return bool(self.s.recipe.monitor.needle_lengths and trainer.step)
+
+    @property
+    def work(self) -> tuple[str, float]:
+        return NEEDLES, self.s.pace.needles()
+
+    def measured(self, trainer: Trainer) -> dict[str, Any]:
+        monitor, form = self.s.recipe.monitor, needle_form(self.s.recipe, self.s.data)
         depths = even_depths(monitor.needle_depths)
-        form = needle_form(self.s.recipe, self.s.data)
         grid = needle_grid(
             trainer.model, form, monitor.needle_lengths, depths, monitor.needle_trials
         )
-        self.s.say(f"{when} {self.s.stage.name}: {100 * grid.share():.0f} % of the needles found")
         return grid.to_dict()
+
+    def told(self, when: str, found: dict[str, Any]) -> None:
+        share = 100 * Grid(**found).share()
+        self.s.say(f"{when} {self.s.stage.name}: {share:.0f} % of the needles found")
 
 
 def needle_form(recipe: Recipe, data: TokenData) -> Form:

@@ -112,8 +112,12 @@ class Recipe:
             gamma=stage.gamma,
             mtp_weight=stage.mtp_weight,
             balance_alpha=stage.balance_alpha,
-            rope_scaling=stage.rope_scaling or self.model.rope_scaling,
+            rope_scaling=self.rope_scaling(stage),
         )
+
+    def rope_scaling(self, stage: Stage) -> dict[str, Any] | None:
+        """Rotary settings of a stage: its own or the model's; None is plain RoPE."""
+        return stage.rope_scaling or self.model.rope_scaling
 
     def weights(self, stage: Stage) -> dict[str, float]:
         """Share of each source in a stage; empty: as large as they are."""

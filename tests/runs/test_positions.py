@@ -11,6 +11,7 @@ import pytest
 from fathom.errors import RecipeError
 from fathom.runs.folder import RunFolder
 from fathom.runs.looking import LossByPosition
+from fathom.runs.pace import Pace
 from fathom.runs.sections import MonitorConfig
 from fathom.runs.setting import Setting
 from fathom.train.loop import Trainer
@@ -27,7 +28,7 @@ def looking(folder: Path, stage: int = 0, **monitor: Any) -> tuple[LossByPositio
     run.path.mkdir(exist_ok=True)
     quiet = Setting(
         run, recipe, recipe.stages[stage], data(200), 1.0, lambda p: None, lambda t: None,
-        lambda trainer: None,
+        lambda trainer: None, Pace(recipe, 200),
     )  # fmt: skip
     return LossByPosition(quiet), Trainer.start(tiny_model(), OptimConfig())
 
