@@ -88,7 +88,8 @@ class Samples:
 class _BothEnds:
     """A look at the model as it comes into a stage and as it leaves it: a line "before" and one "after" in `log`.
 
-    A run that is resumed right where a stage begins has the first of them already.
+    A run that is resumed right where a stage begins has the first of them already. Where nothing changes between two
+    stages, it is what was seen as the one before ended, and nothing is looked at twice.
     """
 
     log: str
@@ -100,7 +101,7 @@ class _BothEnds:
         """Before the stage's first step."""
         line = {"stage": self.s.stage.name, "when": "before"}
         begins = trainer.step == self.s.span.first_step
-        if begins and not self.s.folder.has_line(self.log, line):
+        if begins and self.s.folder.line_with(self.log, line) is None:
             self._look(trainer, "before")
 
     def __call__(self, trainer: Trainer, record: StepRecord) -> None:
@@ -108,16 +109,29 @@ class _BothEnds:
             self._look(trainer, "after")
 
     def _look(self, trainer: Trainer, when: str) -> None:
-        if not self.asked(trainer):
+        asked = self.asked(trainer)
+        if asked is None:
             return
-        with self.s.pace.look(*self.work):
-            found = self.measured(trainer)
+        found = self._already_seen(trainer, asked) if when == "before" else None
+        if found is None:
+            with self.s.pace.look(*self.work):
+                found = self.measured(trainer)
         line = {"step": trainer.step, "stage": self.s.stage.name, "when": when}
         self.s.folder.append(self.log, line | found)
         self.told(when, found)
 
-    def asked(self, trainer: Trainer) -> bool:
-        """Whether the recipe asks for it at all."""
+    def _already_seen(self, trainer: Trainer, asked: dict[str, Any]) -> dict[str, Any] | None:
+        """What the last look gave, if it asked the same of the same weights with the same rotary settings."""
+        recipe, number = self.s.recipe, self.s.recipe.stages.index(self.s.stage)
+        last = recipe.stages[number - 1]
+        if not number or recipe.rope_scaling(last) != recipe.rope_scaling(self.s.stage):
+            return None
+        line = {"step": trainer.step, "stage": last.name, "when": "after"}
+        seen = self.s.folder.line_with(self.log, line | asked)
+        return seen and {key: value for key, value in seen.items() if key not in line}
+
+    def asked(self, trainer: Trainer) -> dict[str, Any] | None:
+        """What the recipe asks for, as the line will have it; None for nothing."""
         raise NotImplementedError
 
     @property
@@ -132,6 +146,7 @@ class _BothEnds:
     def told(self, when: str, found: dict[str, Any]) -> None:
         """Say what was found, if that is worth a line."""
 
+
 class LossByPosition(_BothEnds):
     """positions.jsonl: held-out loss by position, before a stage's first step and after its last.
 
@@ -141,8 +156,9 @@ class LossByPosition(_BothEnds):
 
     log = "positions.jsonl"
 
-    def asked(self, trainer: Trainer) -> bool:
-        return bool(self.s.recipe.monitor.position_tokens)
+    def asked(self, trainer: Trainer) -> dict[str, Any] | None:
+        wanted = self.s.recipe.monitor.position_tokens > 0
+        return {"seq_len": self.s.stage.seq_len} if wanted else None
 
     @property
     def work(self) -> tuple[str, float]:
@@ -158,14 +174,18 @@ class Needles(_BothEnds):
     """needle.jsonl: what is found in long texts as the model comes into a stage and as it leaves it.
 
     The lengths are the recipe's, for every stage: between one stage's "after" and the next one's "before" there is only
-    the change of rotary settings. Nothing is looked for unless the recipe names lengths.
+    the change of rotary settings, if any. Nothing is looked for unless the recipe names lengths.
     """
 
     log = "needle.jsonl"
 
-    def asked(self, trainer: Trainer) -> bool:
-        # The run's beginning knows nothing yet.
-        return bool(self.s.recipe.monitor.needle_lengths and trainer.step)
+    def asked(self, trainer: Trainer) -> dict[str, Any] | None:
+        monitor = self.s.recipe.monitor
+        if not monitor.needle_lengths or not trainer.step:  # the run's beginning knows nothing yet
+            return None
+        depths = list(even_depths(monitor.needle_depths))
+        grid = {"lengths": list(monitor.needle_lengths), "depths": depths}
+        return grid | {"trials": monitor.needle_trials}
 
     @property
     def work(self) -> tuple[str, float]:
