@@ -13,6 +13,7 @@ import tomllib
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
+from numbers import Real
 from pathlib import Path
 from typing import Any
 
@@ -87,7 +88,8 @@ class Recipe:
     def at(self, tokens: float | None = None, step: float | None = None) -> Moment:
         """What holds once `tokens` tokens, or `step` steps, have been trained on.
 
-        At a border the stage that ends there still holds. Raises `RecipeError` beyond the end.
+        At a border the stage that ends there still holds. Raises `RecipeError` beyond the end and for what is no
+        number.
         """
         if (tokens is None) == (step is None):
             raise RecipeError("at() takes either tokens or step; give exactly one of them")
@@ -137,6 +139,10 @@ class Recipe:
 
 
 def _check_inside(asked: float, end: int, unit: str) -> None:
+    if not isinstance(asked, Real) or isinstance(asked, bool):
+        raise RecipeError(
+            f"at() takes a number of {unit}, and {asked!r} is none; write 10e12 for 10T"
+        )
     if not 0 <= asked <= end:
         raise RecipeError(f"{asked} is outside this recipe's 0 to {end} {unit}")
 
