@@ -36,7 +36,7 @@ from fathom.data.progress import Say
 from fathom.data.rejects import Rejects
 from fathom.data.sources import parse_sources
 from fathom.data.split import DOCUMENTS
-from fathom.errors import DataError
+from fathom.errors import DataError, did_you_mean
 
 _WORTH_WORKERS = 32_000_000
 """Bytes of text from which on starting worker processes saves time."""
@@ -105,10 +105,12 @@ def _nothing(line: str) -> None:
 def _checked_weights(weights: Mapping[str, float], settings: Settings) -> dict[str, float]:
     names = [source.name for source in settings.sources]
     for name, weight in weights.items():
-        if name not in names or not 0 <= weight < math.inf:
+        if name not in names:
             raise DataError(
-                f"weight {name} = {weight} is not possible; give 0 or more to sources of {', '.join(names)}"
+                f"weight {name} = {weight} is of no source; {did_you_mean(name, names, 'there are')}"
             )
+        if not 0 <= weight < math.inf:
+            raise DataError(f"weight {name} = {weight} is not possible; give 0 or more")
     if weights and not sum(weights.values()) > 0:
         raise DataError("all weights are 0; give some source more")
     return dict(weights)

@@ -17,7 +17,7 @@ from numbers import Real
 from pathlib import Path
 from typing import Any
 
-from fathom.errors import ConfigError, RecipeError
+from fathom.errors import ConfigError, RecipeError, did_you_mean
 from fathom.model import ModelConfig
 from fathom.runs.sections import (
     CheckpointConfig,
@@ -200,9 +200,9 @@ def _read(name_or_path: str | Path) -> dict[str, Any]:
     if not path.is_file() and packaged.is_file():
         path = packaged
     if not path.is_file():
+        name, own = path.name.removesuffix(".toml"), "fathom's own recipes are"
         raise RecipeError(
-            f"no recipe {str(name_or_path)!r}: there is no such file, and fathom's own are "
-            f"{', '.join(recipe_names())}"
+            f"no recipe {str(name_or_path)!r}: there is no such file; {did_you_mean(name, recipe_names(), own)}"
         )
     try:
         return tomllib.loads(path.read_text(encoding="utf-8"))
@@ -234,7 +234,8 @@ def _override(content: dict[str, Any], override: str) -> None:
 def _stage_called(stages: list[Any], name: str) -> Any:
     named = {stage.get("name"): stage for stage in stages if isinstance(stage, dict)}
     if name not in named:
-        raise RecipeError(f"no stage is called {name!r}; there are {', '.join(map(str, named))}")
+        names = map(str, named)
+        raise RecipeError(f"no stage is called {name!r}; {did_you_mean(name, names, 'there are')}")
     return named[name]
 
 
