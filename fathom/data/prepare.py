@@ -32,7 +32,7 @@ from fathom.data.pipeline.result import write_result
 from fathom.data.pipeline.work import WorkFolder
 from fathom.data.pipeline.workers import Workers, available_cores
 from fathom.data.prepared import TokenData
-from fathom.data.progress import Say
+from fathom.data.progress import Say, silent
 from fathom.data.rejects import Rejects
 from fathom.data.sources import parse_sources
 from fathom.data.split import DOCUMENTS
@@ -94,12 +94,8 @@ def prepare(
         building.remove()  # of a process that was killed in its last moment
         _note_weights(place, shares)
     else:
-        _make(place, building, settings, shares, workers, say or _nothing, show or _nothing)
+        _make(place, building, settings, shares, workers, say or silent, show or silent)
     return TokenData.open(place)
-
-
-def _nothing(line: str) -> None:
-    pass
 
 
 def _checked_weights(weights: Mapping[str, float], settings: Settings) -> dict[str, float]:
@@ -198,6 +194,7 @@ def _build(making: Making, weights: dict[str, float]) -> None:
     rejects = _all_rejects(making)
     size = making.corpus.index["bytes"].sum() / 1e6
     making.say(f"{len(making.corpus.index):,} documents, {size:.1f} MB; {rejects}")
+    making.deduplicate()
     tokenizer = making.tokenizer()
     making.say(f"encoding with {tokenizer.vocab_size:,} tokens")
     making.encode(tokenizer)
