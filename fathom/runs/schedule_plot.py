@@ -17,7 +17,7 @@ SAMPLES = 200
 
 
 def draw_schedule(recipe: Recipe, path: str | Path) -> Path:
-    """Draw learning rate, batch, length, γ and λ into a picture (.png, .svg or .pdf), and return its path.
+    """Draw learning rate, batch, length, γ, λ and α into a picture (.png, .svg or .pdf), and return its path.
 
     Raises `FathomError` when matplotlib is missing or the file cannot be written.
     """
