@@ -130,14 +130,18 @@ def count_rows(path: str, kind: str) -> int:
 
 
 def _lines(part: Part) -> Iterator[bytes]:
-    """Lines that begin within the part."""
+    """Lines that begin within the part. One that is longer than a part is read by the part that it begins in alone."""
     with _open(part.path) as file:
         at = part.start
         if at:  # the line that the part before began is its own
             file.seek(at - 1)
-            at += len(file.readline()) - 1
-        for line in file:
-            if part.stop is not None and at >= part.stop:
+            rest = file.readline(-1 if part.stop is None else part.stop - at + 1)
+            if not rest.endswith(b"\n"):
+                return
+            at += len(rest) - 1
+        while part.stop is None or at < part.stop:
+            line = file.readline()
+            if not line:
                 return
             at += len(line)
             yield line
@@ -170,7 +174,8 @@ class _Unpacked(io.RawIOBase):
         self._begin = zstandard.ZstdDecompressor(max_window_size=2**31).decompressobj
         self._file = open(path, "rb")  # noqa: SIM115 (closed with this)
         self._frame: Any = None
-        self._packed = self._ready = b""
+        self._packed = b""
+        self._ready = memoryview(b"")  # a slice of which copies nothing, however far a block unpacks
 
     def readable(self) -> bool:
         return True
@@ -190,7 +195,7 @@ class _Unpacked(io.RawIOBase):
     def _unpack(self) -> None:
         self._frame = self._frame or self._begin()
         try:
-            self._ready = self._frame.decompress(self._packed)
+            self._ready = memoryview(self._frame.decompress(self._packed))
         except self._error as error:
             raise OSError(str(error)) from error
         self._packed = b""
