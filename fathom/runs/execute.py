@@ -10,7 +10,7 @@ import signal
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -215,7 +215,7 @@ class Run:
 def pretrain(run: Run, index: int, stage: Stage) -> bool:
     """Next-token and multi-token prediction on packed documents; False when stopped early."""
     recipe, span = run.recipe, run.recipe.spans[index]
-    run.trainer.model.set_rope_scaling(recipe.at(step=span.first_step + 1).rope_scaling)
+    run.trainer.model.set_rope_scaling(recipe.rope_scaling(stage))
     plan = StagePlan(
         loader=stage_loader(recipe, index, run.data, run.trainer.passed_over),
         micro_batch=stage.micro_batch or stage.batch,
@@ -228,17 +228,11 @@ def pretrain(run: Run, index: int, stage: Stage) -> bool:
         run.folder, recipe, stage, run.data, run.peak_flops, run.show, run.say, run.save,
         run.pace,
     )  # fmt: skip
-    callbacks = stage_callbacks(setting)
-    first, last = recipe.at(step=span.first_step + 1), recipe.at(step=span.last_step)
-    batch = (
-        f"{first.batch:,}" if first.batch == last.batch else f"{first.batch:,} to {last.batch:,}"
-    )
-    run.say(
-        f"stage {stage.name}: steps {span.first_step + 1:,} to {span.last_step:,}, each of {batch} × "
-        f"{stage.seq_len:,} tokens"
-    )
-    begin_stage(callbacks, run.trainer)
-    return train_stage(run.trainer, plan, callbacks)
+    with closing(setting):
+        callbacks = stage_callbacks(setting)
+        run.say(span.heading)
+        begin_stage(callbacks, run.trainer)
+        return train_stage(run.trainer, plan, callbacks)
 
 
 STAGES: dict[str, Callable[[Run, int, Stage], bool]] = {"pretrain": pretrain}

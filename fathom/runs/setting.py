@@ -54,6 +54,11 @@ class Setting:
         if self.board:
             self.board.write(name, line)
 
+    def close(self) -> None:
+        """Let go of what the stage held open; the run's own logs stay."""
+        if self.board:
+            self.board.close()
+
     @property
     def span(self) -> Span:
         """Where in the run the stage lies."""
