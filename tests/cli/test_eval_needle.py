@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from fathom.cli import eval_needle
 from fathom.runs import execute, looking
 from tests.cli.calling import call
 from tests.runs.tiny import MODEL, MONITOR, STAGE, tiny_recipe, write_corpus
@@ -104,6 +105,16 @@ def test_a_heat_map_on_the_terminal_and_as_a_picture(
     assert "<svg" in picture.read_text()
 
 
+def test_a_picture_that_cannot_be_is_refused_before_anything_is_read(
+    runs: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened: list[object] = []
+    monkeypatch.setattr(eval_needle, "open_model", lambda *given, **named: opened.append(given))
+    status, _, err = call(capsys, "eval", "needle", runs / "pairs", "--out", "x.foo")
+    assert status == 2 and "x.foo could not be drawn (.foo is no format of pictures here)" in err
+    assert not opened
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -113,7 +124,8 @@ def test_a_heat_map_on_the_terminal_and_as_a_picture(
         (("pairs", "--lengths", "long"), "must be numbers"),
         (("text", "--filler", "nowhere.txt"), "cannot be read as text"),
         (("text/model",), "give one with --filler"),
-        (("pairs", "--format", "pairs", "--trials", "1", "--out", "map.doc"), "give a .png"),
+        (("pairs", "--format", "pairs", "--trials", "1", "--out", "map.doc"), "name a .png"),
+        (("pairs", "--format", "pairs", "--out", "nowhere/map.png"), "there is no folder nowhere"),
     ],
 )
 def test_what_cannot_be_done_is_one_line(

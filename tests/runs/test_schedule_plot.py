@@ -6,12 +6,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
 
 from fathom import load_recipe
 from fathom.errors import FathomError
 from fathom.planning.describe import human
 from fathom.runs.recipe import recipe_names
-from fathom.runs.report.figure import pyplot
 from fathom.runs.schedule_panels import Schedules, draw_panels
 from fathom.runs.schedule_plot import INK, draw_schedule, schedules_of
 from fathom.runs.token_axis import (
@@ -74,14 +75,13 @@ def test_the_report_s_own_marks_are_knots() -> None:
 
 def rate_axis(values: list[float]) -> tuple[str, list[str]]:
     """Scale and labels of the learning rate's axis."""
-    plt = pyplot()
-    drawing, axes = plt.subplots()
+    drawing = Figure()
+    axes = drawing.subplots()
     axis = TokenAxis(((0.0, "a"),), float(len(values)))
     found = Schedules(axis, [float(i) for i in range(len(values))], {"lr": values})
     draw_panels([axes], found, ["lr"], INK)
-    drawing.canvas.draw()
+    FigureCanvasAgg(drawing).draw()
     labels = [label.get_text() for label in axes.get_yticklabels()]
-    plt.close(drawing)
     return axes.get_yscale(), labels
 
 
@@ -120,8 +120,6 @@ def test_a_file_that_cannot_be_drawn_is_one_clear_error(tmp_path: Path, name: st
 
 
 def test_borders_are_drawn_between_stages_only() -> None:
-    plt = pyplot()
-    drawing, axes = plt.subplots()
+    axes = Figure().subplots()
     border_stages(axes, TokenAxis(((0.0, "a"), (1.0, "b"), (2.0, "c")), 3.0), "black")
     assert [line.get_xdata()[0] for line in axes.lines] == [1.0, 2.0]
-    plt.close(drawing)
