@@ -159,6 +159,7 @@ def _make(
             f"{place} exists and is not prepared data; choose another folder or remove it"
         )
     plan = Plan.make(settings)
+    plan.check_packages()  # before finished work of an earlier process is at stake
     try:
         if building.claim(plan.mark()):
             say("going on where it was stopped")

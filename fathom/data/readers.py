@@ -10,12 +10,12 @@ import gzip
 import io
 import json
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from fathom.data import needles
 from fathom.data.rejects import QUOTED, Reject
-from fathom.data.units import Part
+from fathom.data.units import File, Part
 from fathom.errors import DataError
 
 Found = str | Reject
@@ -115,6 +115,15 @@ class PartReader:
             yield self.rows, found
 
 
+def needed_packages(files: Iterable[File]) -> None:
+    """Import what reading these files will need. Raises `DataError` for what is not installed."""
+    for file in files:
+        if file.kind == "parquet":
+            _pyarrow(file.path)
+        elif file.path.lower().endswith(".zst"):
+            _zstandard(file.path)
+
+
 def count_rows(path: str, kind: str) -> int:
     """Row groups of a Parquet file, rows of a data set; one for a file that cannot be opened."""
     if kind == "dataset":
@@ -156,14 +165,17 @@ def _open(path: str) -> Any:
 
 
 def _open_zst(path: str) -> Any:
+    return io.BufferedReader(_Unpacked(path, _zstandard(path)), 1 << 20)
+
+
+def _zstandard(path: str) -> Any:
     try:
         import zstandard
     except ImportError as error:
         raise DataError(
             f"{path} is packed with zstd, which needs zstandard; pip install 'fathom[data]'"
         ) from error
-
-    return io.BufferedReader(_Unpacked(path, zstandard), 1 << 20)
+    return zstandard
 
 
 class _Unpacked(io.RawIOBase):
@@ -175,7 +187,9 @@ class _Unpacked(io.RawIOBase):
         self._file = open(path, "rb")  # noqa: SIM115 (closed with this)
         self._frame: Any = None
         self._packed = b""
-        self._ready = memoryview(b"")  # a slice of which copies nothing, however far a block unpacks
+        self._ready = memoryview(
+            b""
+        )  # a slice of which copies nothing, however far a block unpacks
 
     def readable(self) -> bool:
         return True

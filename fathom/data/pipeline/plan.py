@@ -17,6 +17,7 @@ from fathom.data.manifest import FORMAT, is_prepared
 from fathom.data.normalise import check_normalisations
 from fathom.data.pipeline.deduplication import NEAR, NONE, check_dedup
 from fathom.data.pipeline.signatures import library
+from fathom.data.readers import needed_packages
 from fathom.data.rejects import ListedRejects
 from fathom.data.sources import Source, parse_sources
 from fathom.data.split import Split
@@ -99,6 +100,12 @@ class Plan:
         return cls(
             settings, tuple(tuple(files_of(source.path, found)) for source, found in pairs), rejects
         )
+
+    def check_packages(self) -> None:
+        """Raise `DataError` for an optional package that the work will need and that is not there."""
+        needed_packages(file for files in self.files for file in files)
+        if self.settings.dedup == NEAR:
+            library()
 
     @cached_property
     def units(self) -> list[Unit]:
