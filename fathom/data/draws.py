@@ -14,7 +14,13 @@ import numpy as np
 
 
 def key_of(text: str, seed: int) -> int:
-    """A key of 64 bits for a document."""
+    """A key of 64 bits for a document.
+
+    Not a half of `Split.hash`, though that is a hash of the same text: blake2b takes its key and its length into what
+    it computes, so neither is a part of the other, and to take one for both would change the order of all prepared
+    data or the text that tokenizers are trained on. They are also meant to be independent: a choice of
+    documents must not be one of sides.
+    """
     digest = blake2b(text.encode(), digest_size=8, key=f"draws {seed}".encode()).digest()
     return int.from_bytes(digest)
 
