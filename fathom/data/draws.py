@@ -12,6 +12,14 @@ from hashlib import blake2b
 
 import numpy as np
 
+from fathom.errors import DataError
+
+
+def check_rate(name: str, rate: float) -> None:
+    """Raise `DataError` for a rate outside [0, 1]."""
+    if not 0 <= rate <= 1:
+        raise DataError(f"{name}={rate} is not a share; use 0 to switch it off, or up to 1")
+
 
 def key_of(text: str, seed: int) -> int:
     """A key of 64 bits for a document.

@@ -111,6 +111,8 @@ def changed(path: str, value: Any) -> dict[str, Any]:
         ("data.sources", ["a", 3], ["data.sources[1] = 3", "a text"]),
         ("data.sources", [], ["data.sources", "empty"]),
         ("data.held_out", 1.0, ["data.held_out = 1.0", "between 0 and 1"]),
+        ("data.fim_rate", 1.5, ["data.fim_rate=1.5 is not a share", "up to 1"]),
+        ("data.split_rate", -0.1, ["data.split_rate=-0.1 is not a share"]),
         ("data.held_out_kind", "head", ["data.held_out_kind = 'head'", "tail"]),
         ("precision.compute", "float8", ["precision.compute = 'float8'", "bfloat16"]),
         ("precision.recompute", 1, ["precision.recompute = 1", "true or false"]),

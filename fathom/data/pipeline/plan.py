@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from fathom.data.draws import check_rate
 from fathom.data.filters import filter_marks, load_filters
 from fathom.data.manifest import FORMAT, is_prepared
 from fathom.data.normalise import check_normalisations
@@ -62,8 +63,7 @@ class Settings:
 
     def _check_rates(self) -> None:
         for name in ("fim_rate", "split_rate"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise DataError(f"{name}={getattr(self, name)} is not a share; give 0 to 1")
+            check_rate(name, getattr(self, name))
         if self.tokenizer == "char" and (self.fim_rate or self.split_rate):
             raise DataError(
                 f"fim_rate={self.fim_rate} and split_rate={self.split_rate} need tokens that a character tokenizer has "
