@@ -94,8 +94,13 @@ def _up(layer: Attention) -> Tensor:
     return layer.kv_b_proj.weight.view(layer.shape.heads, layer.shape.nope + layer.shape.value, -1)
 
 
-def attend(query_HX: Tensor, cache_SX: Tensor) -> Tensor:
-    """Weighted mean of the cache for each head, [H, X] (eq 10 in the latent space)."""
+def attend(query_HX: Tensor, cache_SX: Tensor, text: few_rows.Texts | None = None) -> Tensor:
+    """Weighted mean of the cache for each head, [H, X] (eq 10 in the latent space).
+
+    `text`: the cache as one run, made once for all layers.
+    """
+    if text is not None and few_rows.can_attend(query_HX, cache_SX):
+        return few_rows.attend(query_HX[None], cache_SX, text)[0]
     if cache_SX.shape[0] < LONG:
         scores_HS = query_HX @ cache_SX.T
     else:
@@ -185,12 +190,12 @@ class Step:
         """The same up to the final norm, [1, D]."""
         project, finish, _ = self.parts
         decoder = self.model.model
-        rotation = self._rotation(cache.length)
+        rotation, text = self._rotation(cache.length), few_rows.one_text(cache.length + 1)
         h_1D = decoder.embed_tokens(torch.tensor([token]))
         for number, block in enumerate(decoder.layers):
             query, entry = project(block, h_1D, rotation)
             held = cache.append(number, entry[None])[0]
-            h_1D = finish(block, h_1D, attend(query, held))
+            h_1D = finish(block, h_1D, attend(query, held, text))
         cache.advance(1)
         return h_1D
 

@@ -11,6 +11,7 @@ Shapes: N rows, I in, O out, E experts, K choices, D hidden.
 from __future__ import annotations
 
 import ctypes
+from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
@@ -27,8 +28,8 @@ _POINTER, _LONG, _INT = ctypes.c_void_p, ctypes.c_long, ctypes.c_int
 
 
 @cache
-def _functions() -> tuple[Any, Any] | None:
-    """The two C functions with their types, or None."""
+def _functions() -> tuple[Any, Any, Any] | None:
+    """The three C functions with their types, or None."""
     found = library()
     if found is None:
         return None
@@ -49,8 +50,13 @@ def _functions() -> tuple[Any, Any] | None:
         *(_INT, _POINTER, _POINTER, _POINTER, _POINTER, _LONG, _LONG, _LONG, _LONG),
         *(_POINTER, _LONG, _LONG, _POINTER, _POINTER, _POINTER, _INT),
     ]
-    product.restype = experts.restype = None
-    return product, experts
+    attend = found.fathom_attend
+    attend.argtypes = [
+        *(_POINTER, _LONG, _POINTER, _LONG, _LONG),
+        *(_POINTER, _POINTER, _POINTER, _POINTER, _POINTER, _INT),
+    ]
+    product.restype = experts.restype = attend.restype = None
+    return product, experts, attend
 
 
 def can(x: Tensor, weight: Tensor) -> bool:
@@ -118,6 +124,64 @@ def experts(
         *indices.shape,
         indices.data_ptr(),
         weights.data_ptr(),
+        out.data_ptr(),
+        torch.get_num_threads(),
+    )
+    return out
+
+
+@dataclass(frozen=True)
+class Texts:
+    """Where the queries and the cached tokens of some texts are, int64 on the CPU: the same for all layers.
+
+    Text p has rows rows_at[p] .. rows_at[p + 1] and sees the runs of slots runs_at[p] .. runs_at[p + 1].
+    """
+
+    rows_at: Tensor
+    runs_at: Tensor
+    starts: Tensor
+    ends: Tensor
+
+
+def one_text(length: int) -> Texts:
+    """One row that sees `length` slots from the first on."""
+    return Texts(_ONE, _ONE, _ONE[:1], torch.tensor([length]))
+
+
+_ONE = torch.tensor([0, 1])
+
+
+def can_attend(query_MHX: Tensor, cache_SX: Tensor) -> bool:
+    """Whether `attend` serves these here."""
+    return (
+        query_MHX.device.type == "cpu"
+        and query_MHX.dtype == cache_SX.dtype == torch.float32
+        and cache_SX.is_contiguous()
+        and not torch.compiler.is_compiling()
+        and _functions() is not None
+    )
+
+
+def attend(query_MHX: Tensor, cache_SX: Tensor, texts: Texts) -> Tensor:
+    """Causal softmax(q . c) c of each text's last rows over its runs of the cache: [M, H, X].
+
+    The cache is read once: scores, a softmax that goes along, and the weighted sum of one stretch of
+    keys before the next.
+    """
+    function = _functions()
+    assert function is not None
+    query_MHX = query_MHX.contiguous()
+    out = torch.empty_like(query_MHX)
+    function[2](
+        cache_SX.data_ptr(),
+        cache_SX.shape[1],
+        query_MHX.data_ptr(),
+        query_MHX.shape[1],
+        len(texts.rows_at) - 1,
+        texts.rows_at.data_ptr(),
+        texts.runs_at.data_ptr(),
+        texts.starts.data_ptr(),
+        texts.ends.data_ptr(),
         out.data_ptr(),
         torch.get_num_threads(),
     )

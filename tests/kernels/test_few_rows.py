@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import accumulate
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -9,6 +11,7 @@ from hypothesis import strategies as st
 
 from fathom.kernels import few_rows, native
 from fathom.kernels.native import library
+from fathom.kernels.paged_attention import latent_attention_reference
 from fathom.kernels.swiglu import swiglu
 
 needs_compiler = pytest.mark.skipif(library() is None, reason="no C++ compiler")
@@ -93,3 +96,35 @@ def test_what_it_can() -> None:
     assert not few_rows.can(x.double(), weight) and not few_rows.can(x, weight.double())
     assert not few_rows.can(torch.zeros(few_rows.MOST_ROWS + 1, 4), weight)
     assert not few_rows.can(x, weight.T.contiguous().T)
+
+
+@needs_compiler
+@given(
+    st.lists(st.lists(st.integers(1, 90), min_size=1, max_size=3), min_size=1, max_size=3),
+    st.sampled_from([1, 3, 8, 16]),
+    st.sampled_from([5, 16, 40]),
+    st.data(),
+)
+@settings(max_examples=100, deadline=None)
+def test_attention(lengths: list[list[int]], heads: int, width: int, data: st.DataObject) -> None:
+    """Texts of several runs, scattered over a cache, with some last tokens each."""
+    cache = random(700, width)
+    free, starts, ends, rows = 0, [], [], []
+    for runs in lengths:
+        for length in runs:
+            starts.append(free + 2)
+            free = starts[-1] + length
+            ends.append(free)
+        rows.append(data.draw(st.integers(1, min(sum(runs), 5))))
+    texts = few_rows.Texts(
+        *(torch.tensor([0, *accumulate(n)]) for n in (rows, [len(runs) for runs in lengths])),
+        *(torch.tensor(places) for places in (starts, ends)),
+    )
+    query = random(sum(rows), heads, width) * data.draw(st.sampled_from([0.1, 1.0, 30.0]))
+    found = few_rows.attend(query, cache, texts)
+    row = run = 0
+    for count, runs in zip(rows, lengths, strict=True):
+        mine = torch.cat([cache[starts[i] : ends[i]] for i in range(run, run + len(runs))])
+        expected = latent_attention_reference(query[row : row + count], mine)
+        torch.testing.assert_close(found[row : row + count], expected, atol=1e-5, rtol=1e-4)
+        row, run = row + count, run + len(runs)

@@ -25,6 +25,7 @@ namespace {
 constexpr long LANES = 16;
 typedef float floats __attribute__((vector_size(64)));
 typedef uint32_t words __attribute__((vector_size(64)));
+typedef int32_t ints __attribute__((vector_size(64)));
 typedef uint16_t halves __attribute__((vector_size(32)));
 typedef int8_t bytes __attribute__((vector_size(16)));
 
@@ -77,6 +78,28 @@ template <> struct Format<INT8> {
     static inline float one(const char* p, long) { return float(*reinterpret_cast<const int8_t*>(p)); }
     static constexpr long step = 16;
 };
+
+// e^x for each lane, to a relative 2e-7: x = n ln 2 + r, a polynomial in r (Cephes), and n into the exponent.
+inline floats exp_of(floats x) {
+    const floats lowest = floats{} - 87.0f;
+    x = x > lowest ? x : lowest;
+    const floats half = floats{} + 0.5f;
+    const floats scaled = x * 1.44269504088896341f;
+    ints n = __builtin_convertvector(scaled + (scaled > 0 ? half : -half), ints);
+    const floats whole = __builtin_convertvector(n, floats);
+    const floats r = x - whole * 0.693359375f - whole * -2.12194440e-4f;
+    floats y = floats{} + 1.9875691500e-4f;
+    y = y * r + 1.3981999507e-3f;
+    y = y * r + 8.3334519073e-3f;
+    y = y * r + 4.1665795894e-2f;
+    y = y * r + 1.6666665459e-1f;
+    y = y * r + 5.0000001201e-1f;
+    y = y * r * r + r + 1.0f;
+    n = (n + 127) << 23;
+    floats power;
+    std::memcpy(&power, &n, 64);
+    return y * power;
+}
 
 inline float sum_of(floats v) {
     typedef float half __attribute__((vector_size(32)));
@@ -212,6 +235,79 @@ void any_strip(int kind, const float* const* x, long count, const void* w, const
     }
 }
 
+constexpr long TILE = 64;  // keys that are read once and used twice, from the nearest caches
+constexpr int GROUP = 8;   // queries that attend together
+
+// Up to eight queries of one text over its cache: scores, a softmax that goes along, weighted sum, reading
+// the cache once. limits: how many keys each query sees. held: scratch [GROUP, width] and [width, GROUP].
+void attend_group(const float* cache, long width, const float* q, int count, const long* limits, long runs,
+                  const int64_t* run_start, const int64_t* run_end, float* out, std::vector<float>& scratch) {
+    scratch.assign(2 * GROUP * width, 0.0f);
+    float *sums = scratch.data(), *turned = sums + GROUP * width;
+    for (int r = 0; r < count; ++r)
+        for (long x = 0; x < width; ++x) turned[x * GROUP + r] = q[r * width + x];
+    float highest[GROUP], total[GROUP];
+    long most = 0;
+    for (int r = 0; r < GROUP; ++r) {
+        highest[r] = -INFINITY;
+        total[r] = 0;
+        if (r < count && limits[r] > most) most = limits[r];
+    }
+    float score[GROUP][TILE];
+    float* rows[GROUP];
+    for (int r = 0; r < GROUP; ++r) rows[r] = score[r];
+    long at = 0;
+    for (long run = 0; run < runs && at < most; ++run) {
+        for (int64_t key = run_start[run]; key < run_end[run] && at < most; key += TILE) {
+            long here = run_end[run] - key < TILE ? run_end[run] - key : TILE;
+            if (here > most - at) here = most - at;
+            const float* keys = cache + key * width;
+            long k = 0;
+            for (; k + 8 <= here; k += 8) many<FLOAT32, GROUP, 8>(turned, keys, nullptr, width, width, k, GROUP, rows);
+            for (; k < here; ++k) many<FLOAT32, GROUP, 1>(turned, keys, nullptr, width, width, k, GROUP, rows);
+            for (int r = 0; r < count; ++r) {
+                float* s = score[r];
+                const long seen = limits[r] - at < here ? limits[r] - at : here;
+                for (long j = seen < 0 ? 0 : seen; j < TILE; ++j) s[j] = -INFINITY;
+                float top = highest[r];
+                for (long j = 0; j < seen; ++j) top = s[j] > top ? s[j] : top;
+                if (top == -INFINITY) { std::memset(s, 0, sizeof(float) * TILE); continue; }
+                floats sum = floats{};
+                for (long j = 0; j < TILE; j += LANES) {
+                    floats v; std::memcpy(&v, s + j, 64);
+                    const floats shifted = v - top;
+                    floats p = exp_of(shifted);
+                    p = shifted < -87.0f ? floats{} : p;
+                    sum += p;
+                    std::memcpy(s + j, &p, 64);
+                }
+                const float factor = highest[r] == top ? 1.0f : std::exp(highest[r] - top);
+                total[r] = total[r] * factor + sum_of(sum);
+                highest[r] = top;
+                if (factor != 1.0f)
+                    for (long x = 0; x < width; ++x) sums[r * width + x] *= factor;
+            }
+            for (int r = count; r < GROUP; ++r) std::memset(score[r], 0, sizeof(float) * TILE);
+            long x = 0;
+            for (; x + LANES <= width; x += LANES) {
+                floats acc[GROUP];
+                for (int r = 0; r < GROUP; ++r) std::memcpy(&acc[r], sums + r * width + x, 64);
+                for (long j = 0; j < here; ++j) {
+                    floats v; std::memcpy(&v, keys + j * width + x, 64);
+                    for (int r = 0; r < GROUP; ++r) acc[r] += v * score[r][j];
+                }
+                for (int r = 0; r < GROUP; ++r) std::memcpy(sums + r * width + x, &acc[r], 64);
+            }
+            for (; x < width; ++x)
+                for (int r = 0; r < count; ++r)
+                    for (long j = 0; j < here; ++j) sums[r * width + x] += score[r][j] * keys[j * width + x];
+            at += here;
+        }
+    }
+    for (int r = 0; r < count; ++r)
+        for (long x = 0; x < width; ++x) out[r * width + x] = sums[r * width + x] / total[r];
+}
+
 // Bytes of one output's weights.
 long row_bytes(int kind, long inputs) { return inputs * (kind == FLOAT32 ? 4 : kind == BFLOAT16 ? 2 : 1); }
 
@@ -289,7 +385,15 @@ void fathom_experts(int kind, const void* gate_up, const float* gate_up_scales, 
         for (long n = 0; n < pairs; ++n) {
             float* h = out[n];
             const float weight = weights[order[n]];
-            for (long i = 0; i < inner; ++i) h[i] = h[i] / (1.0f + std::exp(-h[i])) * h[inner + i] * weight;
+            long i = 0;
+            for (; i + LANES <= inner; i += LANES) {
+                floats gate, up;
+                std::memcpy(&gate, h + i, 64);
+                std::memcpy(&up, h + inner + i, 64);
+                const floats made = gate / (1.0f + exp_of(-gate)) * up * weight;
+                std::memcpy(h + i, &made, 64);
+            }
+            for (; i < inner; ++i) h[i] = h[i] / (1.0f + std::exp(-h[i])) * h[inner + i] * weight;
         }
         share(width, thread, all, lo, hi);
         for (long e = 0; e < experts; ++e) {
@@ -307,6 +411,34 @@ void fathom_experts(int kind, const void* gate_up, const float* gate_up_scales, 
         const float* part = last[place[p]];
         float* row = y + p / choices * width;
         for (long d = 0; d < width; ++d) row[d] += part[d];
+    }
+}
+
+// Queries of many texts, each over its own runs of a shared cache [slots, width] (report eq 10 in the latent
+// space). Text p has rows rows_at[p] .. rows_at[p + 1], its last tokens, each with `heads` queries, and the
+// runs runs_at[p] .. runs_at[p + 1]. q and out are [rows, heads, width].
+void fathom_attend(const float* cache, long width, const float* q, long heads, long texts, const int64_t* rows_at,
+                   const int64_t* runs_at, const int64_t* run_start, const int64_t* run_end, float* out,
+                   int threads) {
+    std::vector<long> text, first;
+    for (long p = 0; p < texts; ++p)
+        for (long r = 0; r < (rows_at[p + 1] - rows_at[p]) * heads; r += GROUP) { text.push_back(p); first.push_back(r); }
+    const long jobs = text.size();
+#pragma omp parallel num_threads(threads) if (threads > 1)
+    {
+        std::vector<float> scratch;
+#pragma omp for schedule(dynamic)
+        for (long job = 0; job < jobs; ++job) {
+            const long p = text[job], tokens = rows_at[p + 1] - rows_at[p], all = tokens * heads;
+            long keys = 0;
+            for (int64_t run = runs_at[p]; run < runs_at[p + 1]; ++run) keys += run_end[run] - run_start[run];
+            const int count = all - first[job] < GROUP ? all - first[job] : GROUP;
+            long limits[GROUP];
+            for (int r = 0; r < count; ++r) limits[r] = keys - tokens + (first[job] + r) / heads + 1;
+            const long offset = (rows_at[p] * heads + first[job]) * width;
+            attend_group(cache, width, q + offset, count, limits, runs_at[p + 1] - runs_at[p],
+                         run_start + runs_at[p], run_end + runs_at[p], out + offset, scratch);
+        }
     }
 }
 
