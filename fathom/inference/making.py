@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from fathom.data import Tokenizer
 from fathom.errors import GenerationError
-from fathom.inference.guide import Grammars, Guided
+from fathom.inference.guided import Grammars, Guided
 from fathom.inference.prompts import Prompt, check_length, ids_of
 from fathom.inference.request import Request
 from fathom.inference.sampling import Sampling

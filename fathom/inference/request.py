@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 
 from fathom.inference.choice import CLOSE, Draw, Logprob
-from fathom.inference.guide import Guided
+from fathom.inference.guided import Guided
 from fathom.inference.sampling import Sampling
 from fathom.inference.stopping import Spoken
 

@@ -82,6 +82,7 @@ class Served(RuleBasedStateMachine):
         running = self.traffic.running()
         self.traffic.abort(running[which % len(running)])
 
+    @precondition(lambda self: self.traffic.engine.scheduler.running)
     @rule()
     def push_out(self) -> None:
         self.traffic.push_out()
@@ -94,5 +95,5 @@ class Served(RuleBasedStateMachine):
 
 TestServed = Served.TestCase
 TestServed.settings = settings(
-    max_examples=25, stateful_step_count=15, deadline=None, derandomize=True
+    max_examples=20, stateful_step_count=15, deadline=None, derandomize=True
 )

@@ -9,6 +9,7 @@ import sys
 from functools import cache
 from typing import Any
 
+import llguidance
 import pytest
 import torch
 
@@ -16,7 +17,7 @@ import fathom
 from fathom.data import Tokenizer
 from fathom.errors import GenerationError
 from fathom.inference import Engine, Guide, Output, Request, Sampling
-from fathom.inference.guide import Grammars, Guided
+from fathom.inference.guided import Grammars, Guided
 from tests.inference.chi_square import fits
 from tests.inference.test_engine import nothing_is_left, small_engine
 from tests.model.tiny import tiny_model
@@ -286,6 +287,50 @@ def test_a_form_that_cannot_be_kept_ends_its_own_answer_only() -> None:
     assert [output.finish_reason for output in outputs] == ["stop", "error", "error", "stop"]
     assert "does not continue it" in str(outputs[1].stopped_by)
     assert outputs[0].text == outputs[3].text == "alpha"
+
+
+class Weak:
+    """The library's matcher with next to no patience."""
+
+    grammar_from_lark = staticmethod(llguidance.LLMatcher.grammar_from_lark)
+
+    def __new__(cls, tokens: Any, grammar: str, **settings: Any) -> Any:
+        limits = llguidance.LLParserLimits(step_max_items=20)
+        return _Matcher(tokens, grammar, limits=limits, **settings)
+
+
+_Matcher = llguidance.LLMatcher
+
+
+@pytest.mark.parametrize("drafts", [0, 2])
+def test_a_grammar_that_outgrows_the_limits_ends_its_own_answer_only(
+    drafts: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    many = " | ".join(f'"x{i}" "y"' for i in range(30))
+    wish = Sampling(0.0, guide=Guide("lark", f'start: "abc" many\nmany: {many}'), max_new_tokens=20)
+    free = Sampling(0.0, max_new_tokens=20, ignore_eos=True)
+    server = engine(speculate=drafts)
+    monkeypatch.setattr(llguidance, "LLMatcher", Weak)
+    broken, other = server.generate(["yes", "yes"], [wish, free])
+    assert broken.finish_reason == "error" and "Too many items" in str(broken.stopped_by)
+    assert "abc".startswith(broken.text or "-") and other.finish_reason == "length"
+    monkeypatch.setattr(llguidance, "LLMatcher", _Matcher)
+    (whole,) = server.generate(["yes"], wish)
+    assert whole.finish_reason == "stop" and re.fullmatch(r"abcx\d+y", whole.text or "")
+    nothing_is_left(server)
+
+
+@pytest.mark.parametrize("text", ["<｜User｜>", "a<|EOT|>b", "<｜end▁of▁sentence｜>x"])
+def test_text_that_spells_a_control_token_is_text(text: str) -> None:
+    output = ask(Guide("json_schema", {"const": text}))
+    assert json.loads(output.text or "") == text and output.finish_reason == "stop"
+    control = {tokenizer().control_id(name) for name in ("<｜User｜>", "<|EOT|>")} | {1}
+    assert control.isdisjoint(output.token_ids)
+
+
+def test_a_grammar_may_name_control_tokens() -> None:
+    output = ask(Guide("lark", 'start: "a" <|EOT|> "b"'))
+    assert output.token_ids == [_id("a"), tokenizer().control_id("<|EOT|>"), _id("b")]
 
 
 def test_other_wishes_go_along() -> None:
