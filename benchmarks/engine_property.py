@@ -26,11 +26,11 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import fathom
 from fathom.inference import Engine, Sampling
-from fathom.inference.blocks import BlockPool
+from tests.inference.test_engine import with_blocks
 from tests.inference.traffic import Expected, Traffic
 from tests.model.tiny import random_fields, scramble, tiny_config, v2_twin, v3_twin
 
-VOCABULARY, CONTEXT, LONGEST_ANSWER, END = 101, 128, 24, 1
+VOCABULARY, LONGEST_ANSWER, END = 101, 24, 1
 
 
 @dataclass(frozen=True)
@@ -63,13 +63,15 @@ def models(rng: random.Random) -> tuple[str, torch.nn.Module, fathom.Transformer
 
 
 def prompts(rng: random.Random, count: int) -> list[list[int]]:
-    """Some begin alike."""
-    shared = [rng.randrange(2, VOCABULARY) for _ in range(60)]
-    return [
-        shared[: rng.choice((0, 0, 8, 17, 40, 60))]
-        + [rng.randrange(2, VOCABULARY) for _ in range(rng.randint(1, 40))]
-        for _ in range(count)
-    ]
+    """Some begin alike; all are short or all may be long."""
+    longest = rng.choice((8, 8, 30, 100))
+    shared = [rng.randrange(2, VOCABULARY) for _ in range(longest - 5)]
+    found = []
+    for _ in range(count):
+        begin = rng.choice((0, rng.randint(0, len(shared)), len(shared)))
+        own = [rng.randrange(2, VOCABULARY) for _ in range(rng.randint(1, longest - begin))]
+        found.append(shared[:begin] + own)
+    return found
 
 
 @torch.no_grad()
@@ -92,9 +94,7 @@ def questions(twin: Any, rng: random.Random, count: int) -> list[Question]:
     best = torch.stack(found.logits, dim=1).topk(2).values
     gaps = (best[..., 0] - best[..., 1]).tolist()
     answers = found.sequences[:, width:].tolist()
-    return [
-        _question(rng, *each) for each in zip(asked, answers, gaps, strict=True)
-    ]
+    return [_question(rng, *each) for each in zip(asked, answers, gaps, strict=True)]
 
 
 def _question(
@@ -107,31 +107,32 @@ def _question(
     return Question(prompt, most, Expected(answer, gaps))
 
 
-def random_engine(model: fathom.Transformer, rng: random.Random) -> Engine:
-    """Room for at least one of the longest texts, often for little more."""
+def random_engine(model: fathom.Transformer, longest: int, rng: random.Random) -> Engine:
+    """Room for at least one of the longest texts, often for little more, so that requests push each other out."""
     depth = model.config.num_nextn_predict_layers
     engine = Engine(
         model,
         max_memory="1GiB",
         always_speculate=True,
-        block_size=rng.choice((1, 4, 7, 16, 32)),
+        block_size=rng.choice((1, 2, 4, 7, 16, 32)),
         batch_tokens=rng.choice((1, 5, 24, 64, 500)),
-        max_requests=rng.choice((1, 3, 8, 32)),
+        max_requests=rng.choice((1, 3, 8, 20)),
         speculate=rng.choice((0, depth, rng.randint(1, 5))) if depth else 0,
         prefix_cache=rng.random() < 0.7,
     )
-    blocks = -(-rng.choice((CONTEXT, CONTEXT + 30, 2 * CONTEXT, 2000)) // engine.pool.size)
-    engine.pool = engine.scheduler.pool = BlockPool(blocks, engine.pool.size)
-    return engine
+    room = longest + rng.choice((0, 0, 5, 20, 60, 2000))
+    return with_blocks(engine, min(-(-room // engine.pool.size), engine.pool.count))
 
 
 def serve(traffic: Traffic, asked: Sequence[Question], rng: random.Random, aborts: float) -> None:
-    """Let the questions arrive one by one while passes go on; some are taken back."""
+    """Let the questions arrive one by one while passes go on; some are pushed out or taken back."""
     for question in asked:
         wish = Sampling(0.0, max_new_tokens=question.most)
         traffic.come(question.prompt, wish, question.expected)
-        for _ in range(rng.choice((0, 0, 1, 3, 10))):
+        for _ in range(rng.choice((0, 0, 0, 1, 3, 10))):
             traffic.step()
+        if rng.random() < 0.1:
+            traffic.push_out()
         running = traffic.running()
         if running and rng.random() < aborts:
             traffic.abort(rng.choice(running))
@@ -143,11 +144,15 @@ def one_round(seed: int, count: int, aborts: float) -> tuple[str, Counter[str], 
     rng = random.Random(seed)
     torch.manual_seed(seed)
     name, twin, ours = models(rng)
-    traffic = Traffic(random_engine(ours, rng), rng)
-    serve(traffic, questions(twin, rng, count), rng, aborts)
+    asked = questions(twin, rng, count)
+    longest = max(len(question.prompt) + question.most for question in asked)
+    traffic = Traffic(random_engine(ours, longest, rng), rng)
+    serve(traffic, asked, rng, aborts)
     verdicts = traffic.verdicts()
     if verdicts["different"]:
-        print(f"seed {seed} ({name}): {verdicts['different']} of {count} answers differ", flush=True)
+        print(
+            f"seed {seed} ({name}): {verdicts['different']} of {count} answers differ", flush=True
+        )
     return name, verdicts, traffic.usage()
 
 
@@ -156,7 +161,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--requests", type=int, default=1000)
     parser.add_argument("--per-model", type=int, default=20, help="requests to each model")
     parser.add_argument("--aborts", type=float, default=0.1, help="how often one is broken off")
-    parser.add_argument("--seed", type=int, default=0, help="of the first model; the next has the next")
+    parser.add_argument(
+        "--seed", type=int, default=0, help="of the first model; the next has the next"
+    )
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--json", type=Path)
     options = parser.parse_args(argv)
@@ -172,7 +179,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         usage.update(used)
     report(shapes, usage, time.perf_counter() - started)
     asked = {name: str(value) for name, value in vars(options).items()}
-    write_json(options.json, {"environment": facts, "options": asked, "shapes": shapes, "usage": usage})
+    write_json(
+        options.json, {"environment": facts, "options": asked, "shapes": shapes, "usage": usage}
+    )
     if sum(counts["different"] for counts in shapes.values()):
         raise SystemExit("answers differ")
 

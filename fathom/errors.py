@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from difflib import get_close_matches
+
 
 class FathomError(Exception):
     """Anything fathom refuses to do; the command line prints it as one line, without a traceback."""
@@ -29,3 +32,14 @@ class GenerationError(FathomError, ValueError):
 
 class ServingError(FathomError):
     """A server that cannot be started with these settings, or a request that it refuses."""
+
+
+def did_you_mean(name: str, known: Iterable[str], otherwise: str = "known are") -> str:
+    """The remedy for a name that there is not: the nearest one that there is, or `otherwise` and all of them.
+
+    >>> did_you_mean("nanno", ["mini", "nano"])
+    "did you mean 'nano'?"
+    """
+    names = list(known)
+    near = get_close_matches(name, names, n=1)
+    return f"did you mean {near[0]!r}?" if near else f"{otherwise} {', '.join(names)}"

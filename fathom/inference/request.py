@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 
 from fathom.inference.choice import CLOSE, Draw, Logprob
-from fathom.inference.guide import Guided
+from fathom.inference.guided import Guided
 from fathom.inference.sampling import Sampling
 from fathom.inference.stopping import Spoken
 
@@ -43,12 +43,12 @@ class Usage:
     close_calls: int = 0
     """Tokens chosen by a gap below `choice.CLOSE`, which another way of computing may choose otherwise."""
 
-    def count_drafts(self, drafted: int, accepted: int) -> None:
-        """The drafts of one pass."""
-        for counts, number in ((self.drafted, drafted), (self.accepted, accepted)):
-            counts.extend([0] * (number - len(counts)))
-            for place in range(number):
-                counts[place] += 1
+
+def count_places(counts: list[int], number: int) -> None:
+    """One more at each of the first `number` places."""
+    counts.extend([0] * (number - len(counts)))
+    for place in range(number):
+        counts[place] += 1
 
 
 class Request:

@@ -26,6 +26,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from fathom.kernels import few_rows
 from fathom.kernels.decoding import (
     absorb_query,
     by_columns,
@@ -36,6 +37,7 @@ from fathom.kernels.decoding import (
 )
 from fathom.kernels.grouped import grouped_linear
 from fathom.kernels.linear import linear
+from fathom.kernels.native import library
 from fathom.kernels.rotary import Rotation, rotate
 from fathom.kernels.swiglu import swiglu, swiglu_pair
 from fathom.model import LatentCache, Transformer
@@ -92,8 +94,13 @@ def _up(layer: Attention) -> Tensor:
     return layer.kv_b_proj.weight.view(layer.shape.heads, layer.shape.nope + layer.shape.value, -1)
 
 
-def attend(query_HX: Tensor, cache_SX: Tensor) -> Tensor:
-    """Weighted mean of the cache for each head, [H, X] (eq 10 in the latent space)."""
+def attend(query_HX: Tensor, cache_SX: Tensor, text: few_rows.Texts | None = None) -> Tensor:
+    """Weighted mean of the cache for each head, [H, X] (eq 10 in the latent space).
+
+    `text`: the cache as one run, made once for all layers.
+    """
+    if text is not None and few_rows.can_attend(query_HX, cache_SX):
+        return few_rows.attend(query_HX[None], cache_SX, text)[0]
     if cache_SX.shape[0] < LONG:
         scores_HS = query_HX @ cache_SX.T
     else:
@@ -122,9 +129,13 @@ def _mlp(mlp: MLP, x_1D: Tensor) -> Tensor:
 def _mixture(moe: MoE, x_1D: Tensor) -> Tensor:
     logits, bias = row_product(x_1D, moe.gate.weight), moe.gate.e_score_correction_bias
     indices, weights = choose(affinities(logits, moe.config), bias, moe.config)
-    hidden = swiglu(expert_products(x_1D, moe.experts.gate_up_proj, indices[0]))
-    hidden = hidden * weights[0, :, None]
-    routed = summed_expert_products(hidden, moe.experts.down_proj, indices[0])
+    experts = moe.experts
+    if few_rows.can(x_1D, experts.down_proj):
+        routed = few_rows.experts(x_1D, experts.gate_up_proj, experts.down_proj, indices, weights)
+    else:
+        hidden = swiglu(expert_products(x_1D, experts.gate_up_proj, indices[0]))
+        hidden = hidden * weights[0, :, None]
+        routed = summed_expert_products(hidden, experts.down_proj, indices[0])
     return routed + _mlp(moe.shared_experts, x_1D) if moe.config.n_shared_experts else routed
 
 
@@ -145,7 +156,8 @@ class Step:
         if compiled and self._compile():
             return
         self.parts = PARTS
-        lay_out_by_columns(model)
+        if library() is None:
+            lay_out_by_columns(model)
 
     def _compile(self) -> bool:
         self.parts = tuple(map(_compiled, PARTS))
@@ -178,12 +190,12 @@ class Step:
         """The same up to the final norm, [1, D]."""
         project, finish, _ = self.parts
         decoder = self.model.model
-        rotation = self._rotation(cache.length)
+        rotation, text = self._rotation(cache.length), few_rows.one_text(cache.length + 1)
         h_1D = decoder.embed_tokens(torch.tensor([token]))
         for number, block in enumerate(decoder.layers):
             query, entry = project(block, h_1D, rotation)
             held = cache.append(number, entry[None])[0]
-            h_1D = finish(block, h_1D, attend(query, held))
+            h_1D = finish(block, h_1D, attend(query, held, text))
         cache.advance(1)
         return h_1D
 

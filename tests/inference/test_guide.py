@@ -9,6 +9,7 @@ import sys
 from functools import cache
 from typing import Any
 
+import llguidance
 import pytest
 import torch
 
@@ -16,7 +17,7 @@ import fathom
 from fathom.data import Tokenizer
 from fathom.errors import GenerationError
 from fathom.inference import Engine, Guide, Output, Request, Sampling
-from fathom.inference.guide import Grammars, Guided
+from fathom.inference.guided import Grammars, Guided
 from tests.inference.chi_square import fits
 from tests.inference.test_engine import nothing_is_left, small_engine
 from tests.model.tiny import tiny_model
@@ -75,7 +76,7 @@ def is_person(text: str | None) -> bool:
     )
 
 
-@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("seed", range(3))
 def test_answers_have_the_form_whatever_goes_on_beside(seed: int) -> None:
     rng = random.Random(seed)
     prompts = [[rng.randrange(3, WORDS) for _ in range(rng.randint(1, 12))] for _ in range(7)]
@@ -92,7 +93,7 @@ def test_answers_have_the_form_whatever_goes_on_beside(seed: int) -> None:
     assert re.fullmatch(f"({CHOICE}){{1,9}}", plain[5].text or "")
     for drafts in (0, 1, 3):
         tight = small_engine(
-            model(seed), 160, tokenizer=tokenizer(), speculate=drafts, block_size=4, batch_tokens=24
+            model(seed), 124, tokenizer=tokenizer(), speculate=drafts, block_size=4, batch_tokens=24
         )
         outputs = list(tight.generate(prompts, wishes))
         assert sum(output.usage.preemptions for output in outputs) > 0
@@ -102,15 +103,16 @@ def test_answers_have_the_form_whatever_goes_on_beside(seed: int) -> None:
         nothing_is_left(tight)
 
 
+def answers(guide: Guide, count: int, **wishes: Any) -> list[Output]:
+    wish = Sampling(**{"seed": 0, "max_new_tokens": 60, **wishes}, n=count, guide=guide)
+    return list(engine().generate(["yes"], wish))
+
+
 def test_any_json_object() -> None:
-    whole = 0
-    for seed in range(8):
-        output = ask(Guide("json_object"), seed=seed, max_new_tokens=100, logit_bias={_id("}"): 3.0})
-        assert (output.text or "{").startswith("{")
-        if output.finish_reason == "stop":
-            assert isinstance(json.loads(output.text or ""), dict)
-            whole += 1
-    assert whole > 3
+    outputs = answers(Guide("json_object"), 8, max_new_tokens=80, logit_bias={_id("}"): 3.0})
+    assert all((output.text or "{").startswith("{") for output in outputs)
+    whole = [output.text or "" for output in outputs if output.finish_reason == "stop"]
+    assert len(whole) > 3 and all(isinstance(json.loads(text), dict) for text in whole)
 
 
 def _id(text: str) -> int:
@@ -120,17 +122,19 @@ def _id(text: str) -> int:
 
 def test_a_grammar() -> None:
     grammar = 'start: sum\nsum: term ("+" term)*\nterm: NUMBER | "(" sum ")"\nNUMBER: /[1-9]/'
-    texts = [ask(Guide("lark", grammar), seed=seed) for seed in range(12)]
-    done = [output.text or "" for output in texts if output.finish_reason == "stop"]
-    assert len(done) > 6 and all(eval(text) > 0 for text in done)
-    assert all(set(output.text or "") <= set("123456789+()") for output in texts)
+    outputs = answers(Guide("lark", grammar), 10, max_new_tokens=30)
+    assert all(set(output.text or "") <= set("123456789+()") for output in outputs)
+    whole = [output.text or "" for output in outputs if output.finish_reason == "stop"]
+    assert len(whole) > 4 and all(eval(text) > 0 for text in whole)
 
 
 def test_blanks_between_the_parts_of_json_are_possible_and_come_to_an_end() -> None:
-    guide = Guide("json_schema", {"type": "object", "properties": {"a": {"const": 1}}, "required": ["a"]})
+    only_a = {"type": "object", "properties": {"a": {"const": 1}}, "required": ["a"]}
+    guide = Guide("json_schema", json.dumps(only_a | {"additionalProperties": False}))
     blank = {_id(" "): 50.0, _id("\n"): 50.0}
-    output = ask(guide, logit_bias=blank, max_new_tokens=110, temperature=0.0)
-    assert re.match(r"\{\s{40}\"a\"", output.text or "")
+    output = ask(guide, logit_bias=blank, max_new_tokens=120, temperature=0.0)
+    assert json.loads(output.text or "") == {"a": 1}
+    assert max(map(len, re.findall(r"\s+", output.text or ""))) == 40
 
 
 # --- what is masked, by a grammar and by drafts ----------------------------------------------------------------------
@@ -142,7 +146,7 @@ def continues(text: str, words: list[str]) -> bool:
 
 def guided(guide: Guide, prompt: str = "yes", ends: tuple[int, ...] = (1,)) -> Guided:
     grammars = Grammars(tokenizer(), ROWS)
-    return grammars.begin(guide, tokenizer().encode(prompt), frozenset(ends))
+    return grammars.begin(guide, tokenizer().encode(prompt), frozenset(ends))[0]
 
 
 def allowed(state: Guided, drafts: list[int] | None = None) -> set[int]:
@@ -157,7 +161,9 @@ def spelled(prefix: str, words: list[str]) -> set[int]:
     return {token for token, text in texts.items() if continues(prefix + text, words)}
 
 
-@pytest.mark.parametrize("words", [["a", "b", "cc"], ["yes", "no"], ["1", "12", "123"], ["日", "日本", "x"]])
+@pytest.mark.parametrize(
+    "words", [["a", "b", "cc"], ["yes", "no"], ["1", "12", "123"], ["日", "日本", "x"]]
+)
 def test_exactly_the_tokens_that_continue_a_valid_text_are_allowed(words: list[str]) -> None:
     state = guided(Guide("regex", "|".join(words)))
     found = allowed(state)
@@ -176,20 +182,16 @@ def test_rows_that_the_tokenizer_does_not_have_are_never_allowed() -> None:
 
 
 def test_masks_behind_drafts_are_those_of_the_text_with_them() -> None:
-    state, twin = guided(Guide("regex", CHOICE)), guided(Guide("regex", CHOICE))
-    ids = tokenizer().encode("alter")
-    spelt = [_id(letter) for letter in "alter"]
-    ids = ids if len(ids) > 1 else spelt
+    state, ids = guided(Guide("regex", CHOICE)), [_id(letter) for letter in "alter"]
     for place in range(len(ids)):
-        behind = [state.allowed(ids[place : place + count]) for count in range(len(ids) - place)]
-        for count, mask in enumerate(behind):
+        for count in range(len(ids) - place):
             fresh = guided(Guide("regex", CHOICE))
             for token in ids[: place + count]:
                 fresh.advance(token)
-            assert mask is not None and torch.equal(mask, fresh.allowed() or torch.empty(0))
+            assert allowed(state, ids[place : place + count]) == allowed(fresh)
+        assert state.allowed(ids[place:]) is None  # nothing follows
         state.advance(ids[place])
-        twin.advance(ids[place])
-        assert state.complete == twin.complete == (place == len(ids) - 1)
+        assert state.complete == (place == len(ids) - 1)
     assert state.failure is None
 
 
@@ -236,7 +238,7 @@ def text_of(server: Engine, request: Request) -> str:
 def test_the_distribution_is_the_models_renormalised_one(drafts: int) -> None:
     words, prompt = ["a", "b", "cc"], tokenizer().encode("yes no")
     guide = Guide("regex", "a|b|cc")
-    wish = Sampling(1.0, n=1500, seed=7, max_new_tokens=4, guide=guide)
+    wish = Sampling(1.0, n=600, seed=7, max_new_tokens=4, guide=guide)
     server = engine(max_requests=100, batch_tokens=1000, speculate=drafts)
     outputs = list(server.generate([prompt], wish))
     assert {output.text for output in outputs} <= set(words)
@@ -264,7 +266,12 @@ def test_an_answer_that_could_go_on_ends_with_an_end_token() -> None:
     assert (output.finish_reason, output.stopped_by) == ("stop", end)
     endless = ask(Guide("regex", "a+"), logit_bias={end: 50.0}, ignore_eos=True, max_new_tokens=30)
     assert end not in endless.token_ids and endless.finish_reason == "length"
-    other = ask(Guide("regex", "a+"), ignore_eos=True, stop_token_ids=(_id("b"),), logit_bias={_id("b"): 9.0})
+    other = ask(
+        Guide("regex", "a+"),
+        ignore_eos=True,
+        stop_token_ids=(_id("b"),),
+        logit_bias={_id("b"): 9.0},
+    )
     assert other.token_ids[-1] == _id("b") == other.stopped_by
     assert re.fullmatch("a+", other.text or "")
 
@@ -272,12 +279,58 @@ def test_an_answer_that_could_go_on_ends_with_an_end_token() -> None:
 def test_a_form_that_cannot_be_kept_ends_its_own_answer_only() -> None:
     never = {token: float("-inf") for token in range(ROWS)}
     guide = Guide("regex", "alpha")
-    wishes = [Sampling(heat, seed=1, guide=guide, logit_bias=bias) for heat, bias in (
-        (0.0, {}), (0.0, never), (1.0, never), (1.0, {}))]
+    wishes = [
+        Sampling(heat, seed=1, guide=guide, logit_bias=bias, max_new_tokens=20)
+        for heat, bias in ((0.0, {}), (0.0, never), (1.0, never), (1.0, {}))
+    ]
     outputs = list(engine().generate(["yes"] * 4, wishes))
     assert [output.finish_reason for output in outputs] == ["stop", "error", "error", "stop"]
     assert "does not continue it" in str(outputs[1].stopped_by)
     assert outputs[0].text == outputs[3].text == "alpha"
+
+
+class Weak:
+    """The library's matcher with next to no patience."""
+
+    grammar_from_lark = staticmethod(llguidance.LLMatcher.grammar_from_lark)
+
+    def __new__(cls, tokens: Any, grammar: str, **settings: Any) -> Any:
+        limits = llguidance.LLParserLimits(step_max_items=20)
+        return _Matcher(tokens, grammar, limits=limits, **settings)
+
+
+_Matcher = llguidance.LLMatcher
+
+
+@pytest.mark.parametrize("drafts", [0, 2])
+def test_a_grammar_that_outgrows_the_limits_ends_its_own_answer_only(
+    drafts: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    many = " | ".join(f'"x{i}" "y"' for i in range(30))
+    wish = Sampling(0.0, guide=Guide("lark", f'start: "abc" many\nmany: {many}'), max_new_tokens=20)
+    free = Sampling(0.0, max_new_tokens=20, ignore_eos=True)
+    server = engine(speculate=drafts)
+    monkeypatch.setattr(llguidance, "LLMatcher", Weak)
+    broken, other = server.generate(["yes", "yes"], [wish, free])
+    assert broken.finish_reason == "error" and "Too many items" in str(broken.stopped_by)
+    assert "abc".startswith(broken.text or "-") and other.finish_reason == "length"
+    monkeypatch.setattr(llguidance, "LLMatcher", _Matcher)
+    (whole,) = server.generate(["yes"], wish)
+    assert whole.finish_reason == "stop" and re.fullmatch(r"abcx\d+y", whole.text or "")
+    nothing_is_left(server)
+
+
+@pytest.mark.parametrize("text", ["<｜User｜>", "a<|EOT|>b", "<｜end▁of▁sentence｜>x"])
+def test_text_that_spells_a_control_token_is_text(text: str) -> None:
+    output = ask(Guide("json_schema", {"const": text}))
+    assert json.loads(output.text or "") == text and output.finish_reason == "stop"
+    control = {tokenizer().control_id(name) for name in ("<｜User｜>", "<|EOT|>")} | {1}
+    assert control.isdisjoint(output.token_ids)
+
+
+def test_a_grammar_may_name_control_tokens() -> None:
+    output = ask(Guide("lark", 'start: "a" <|EOT|> "b"'))
+    assert output.token_ids == [_id("a"), tokenizer().control_id("<|EOT|>"), _id("b")]
 
 
 def test_other_wishes_go_along() -> None:
@@ -298,7 +351,9 @@ def test_other_wishes_go_along() -> None:
     for output in outputs:
         assert output.finish_reason == "length" or re.fullmatch(str(guide.value), output.text or "")
         assert output.logprobs is not None and len(output.logprobs) == len(output.token_ids)
-    stopped = next(server.generate(["no"], Sampling(1.0, seed=2, guide=guide, stop=("a ",))))
+    stopped = next(
+        server.generate(["no"], Sampling(1.0, seed=2, guide=guide, stop=("a ",), max_new_tokens=80))
+    )
     assert stopped.stopped_by == "a " and "a " not in (stopped.text or "")
     nothing_is_left(server)
 
@@ -311,7 +366,9 @@ YES = Guide("regex", "yes|no", after="</think>")
 def test_the_end_of_the_prompt_begins_the_form() -> None:
     for prompt in ("<think> alpha </think>", "</think>\n\n", [{"role": "user", "content": "x"}]):
         chat = not isinstance(prompt, str)
-        output = ask(Guide("regex", "yes|no", after="<｜Assistant｜>" if chat else "</think>"), prompt)
+        output = ask(
+            Guide("regex", "yes|no", after="<｜Assistant｜>" if chat else "</think>"), prompt
+        )
         assert output.text in ("yes", "no")
 
 
@@ -332,8 +389,12 @@ def said_in(*pieces: str) -> list[int]:
     return ids
 
 
-@pytest.mark.parametrize("pieces", [("</think>",), ("<", "/", "t", "hink", ">"), ("x<", "</", "think", ">")])
-def test_the_form_begins_behind_the_text_in_whatever_tokens_it_comes(pieces: tuple[str, ...]) -> None:
+@pytest.mark.parametrize(
+    "pieces", [("</think>",), ("<", "/", "t", "hink", ">"), ("x<", "</", "think", ">")]
+)
+def test_the_form_begins_behind_the_text_in_whatever_tokens_it_comes(
+    pieces: tuple[str, ...],
+) -> None:
     ids = said_in(*pieces)
     state = guided(YES)
     for place, token in enumerate(ids):
@@ -368,21 +429,29 @@ def test_no_token_says_the_end_of_the_text_and_more_at_once() -> None:
 
 def test_the_answer_says_the_text_itself() -> None:
     """What the model says of its own accord is taken for the text; the form begins behind it."""
-    wish = {"max_new_tokens": 60, "ignore_eos": True}
+    wish = {"max_new_tokens": 40, "ignore_eos": True}
     begun = 0
     for seed in range(6):
         free = next(engine().generate(["yes"], Sampling(1.0, seed=seed, **wish)))
-        marks = [tokenizer().decode(free.token_ids[i : i + 2]) for i in range(3, 9)]
-        mark = next((m for m in marks if m.isascii() and m.isprintable() and len(m) > 1), None)
-        if mark is None:
+        place, mark = own_words(free.token_ids)
+        if not mark:
             continue
         held = ask(Guide("regex", CHOICE, after=mark), seed=seed, **wish)
-        before, found, behind = (held.text or "").partition(mark)
-        assert found and behind in CHOICE.split("|") and held.finish_reason == "stop"
-        same = len(tokenizer().encode(before)) // 2
-        assert held.token_ids[: same] == free.token_ids[: same]
+        assert held.token_ids[:place] == free.token_ids[:place]
+        assert tokenizer().decode(held.token_ids[place:]) in CHOICE.split("|")
+        assert held.finish_reason == "stop"
         begun += 1
     assert begun > 2
+
+
+def own_words(ids: list[int]) -> tuple[int, str]:
+    """A text of two tokens that the answer says, where it ends, and that it has not said before."""
+    for place in range(5, 15):
+        mark = tokenizer().decode(ids[place - 2 : place])
+        before = tokenizer().decode(ids[: place - 1])
+        if mark.isascii() and mark.isprintable() and len(mark) > 1 and mark not in before:
+            return place, mark
+    return 0, ""
 
 
 def test_a_control_token_can_be_the_text() -> None:
@@ -392,12 +461,13 @@ def test_a_control_token_can_be_the_text() -> None:
     )
     known = Tokenizer(json.dumps(definition), tokenizer().settings)
     grammars = Grammars(known, ROWS)
-    state = grammars.begin(YES, known.encode("yes"), frozenset({1}))
+    (state,) = grammars.begin(YES, known.encode("yes"), frozenset({1}))
     state.advance(known.control_id("</think>"))
     assert allowed(state) == spelled("", ["yes", "no"])
     prompt = [*known.encode("yes"), known.control_id("</think>")]
-    assert allowed(grammars.begin(YES, prompt, frozenset({1}))) == spelled("", ["yes", "no"])
-    anything = grammars.begin(Guide("regex", "(?s:.*)"), [5], frozenset({1}))
+    (begun,) = grammars.begin(YES, prompt, frozenset({1}))
+    assert allowed(begun) == spelled("", ["yes", "no"])
+    (anything,) = grammars.begin(Guide("regex", "(?s:.*)"), [5], frozenset({1}))
     assert known.control_id("</think>") not in allowed(anything)
 
 
@@ -430,23 +500,23 @@ def test_values_that_are_no_guide(kind: Any, value: Any, message: str) -> None:
         (Guide("json_schema", {"$ref": "#/$defs/missing"}), "missing"),
         (Guide("regex", "(a"), "regex"),
         (Guide("lark", "start: missing"), "missing"),
-        (Guide("regex", "a{0}"), "only the empty text"),
+        (Guide("regex", "a{0}"), "permits no answer: only the empty text"),
     ],
 )
 def test_forms_that_cannot_be(guide: Guide, message: str) -> None:
     server = engine()
     with pytest.raises(GenerationError, match=message) as error:
-        server.add("yes", Sampling(guide=guide))
+        server.add("yes", Sampling(guide=guide, ignore_eos=True, max_new_tokens=9))
     assert len(str(error.value)) < 400 and guide.kind in str(error.value)
     assert not server.busy
 
 
 def test_guides_need_a_tokenizer_and_the_library(monkeypatch: pytest.MonkeyPatch) -> None:
-    wish = Sampling(guide=Guide("json_object"))
+    wish = Sampling(guide=Guide("json_object"), max_new_tokens=9)
     with pytest.raises(GenerationError, match="needs a tokenizer"):
         Engine(model()).add([5], wish)
+    letters = Tokenizer.train(["abc"], None, kind="char")
     with pytest.raises(GenerationError, match="byte-level"):
-        letters = Tokenizer.train(["abc"], None, kind="char")
         Engine(model(), letters).add([3], wish)
     monkeypatch.setitem(sys.modules, "llguidance", None)
     with pytest.raises(GenerationError, match=re.escape("pip install 'fathom[guide]'")):

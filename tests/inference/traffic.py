@@ -27,7 +27,7 @@ class Expected:
 
 
 def verdict(said: list[int], expected: Expected, whole: bool) -> str:
-    """"equal"; "close" where the first difference was a choice closer than `CLOSE`; otherwise "different".
+    """ "equal"; "close" where the first difference was a choice closer than `CLOSE`; otherwise "different".
 
     An answer that was broken off (`whole` false) need only be a beginning.
     """
@@ -78,6 +78,12 @@ class Traffic:
 
     def running(self) -> list[Request]:
         return [request for request, _ in self.asked if request.ended is None]
+
+    def push_out(self) -> None:
+        """Take the blocks of the youngest that runs, as want of memory would."""
+        if self.engine.scheduler.running:
+            self.engine.scheduler.preempt(self.engine.scheduler.running[-1])
+            self.check_accounts()
 
     def abort(self, request: Request) -> None:
         self.engine.abort(request)
