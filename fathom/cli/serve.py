@@ -11,7 +11,7 @@ from typing import Annotated
 import typer
 
 from fathom.cli.opening import open_speaker
-from fathom.cli.options import Compiled, Device, MaxMemory, RunOrDir, Speculate
+from fathom.cli.options import Compiled, Device, MaxMemory, RunOrDir, Speculate, Weights
 from fathom.errors import ServingError
 
 KEYS_VARIABLE = "FATHOM_API_KEYS"
@@ -69,6 +69,7 @@ def serve(
         bool,
         typer.Option("--log-requests", help="Write what is asked and answered to the log."),
     ] = False,
+    weights: Weights = "float32",
     device: Device = "auto",
     compiled: Compiled = False,
 ) -> None:
@@ -77,6 +78,7 @@ def serve(
     from fathom.serving import serve as run
 
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
+    logging.getLogger("uvicorn").setLevel(logging.WARNING)
     # oneDNN keeps the code of the last 1,024 shapes of products, and the passes of a server have ever
     # new ones: 1.15 GB after 500 random passes of a small model, 0.84 GB so, in the same time.
     os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "64")
@@ -96,7 +98,8 @@ def serve(
     )
     if not settings.api_keys and not _is_loopback(host):
         logging.warning("host=%s lets other machines in, and there is no API key", host)
-    speaker = open_speaker(run_or_dir, device, compiled, mtp=False if speculate == 0 else None)
+    mtp = False if speculate == 0 else None
+    speaker = open_speaker(run_or_dir, device, compiled, mtp=mtp, weights=weights)
     engine = speaker.engine(speculate, max_memory, max_requests, batch_tokens)
     run(engine, settings, host, port)
 

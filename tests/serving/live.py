@@ -19,10 +19,8 @@ import fathom
 from fathom.data import Tokenizer
 from fathom.data.chat import CHAT_TEMPLATE
 from fathom.data.vocabulary import BOS, EOS, PAD, train_bpe
-from fathom.inference import Engine
-from fathom.inference.choice import Choice
-from fathom.inference.engine import Reading
-from fathom.inference.scheduler import Share
+from fathom.inference import Delta, Engine, Request
+from fathom.inference.choice import Choice, Logprob
 from fathom.serving import Settings
 from fathom.serving.app import Application, build
 from fathom.serving.run import DrainingServer, _listening
@@ -97,14 +95,11 @@ class ScriptedEngine(Engine):
             raise error
         return super().step()
 
-    def _choices(self, shares: Sequence[Share], read: Reading) -> dict[Any, Any]:
-        found = super()._choices(shares, read)
-        for request, (choice, logprobs) in found.items():
-            said = len(request.ids) - request.prompt_len
-            told = self.script[said : said + len(choice.tokens)]
-            tokens = [*told, *choice.tokens[len(told) :]]
-            found[request] = (Choice(tokens, choice.gaps), logprobs)
-        return found
+    def _accept(self, request: Request, choice: Choice, logprobs: list[Logprob]) -> Delta:
+        said = len(request.ids) - request.prompt_len
+        told = self.script[said : said + len(choice.tokens)]
+        tokens = [*told, *choice.tokens[len(told) :]]
+        return super()._accept(request, Choice(tokens, choice.gaps), logprobs)
 
     def say(self, text: str, allow_special: bool = True) -> None:
         """Let every answer be this text and the end."""
