@@ -57,7 +57,7 @@ def serve(
 ) -> None:
     """Serve an engine until a signal comes; port 0 takes a free one. Raises `ServingError` when it cannot listen."""
     application = build(engine, settings)
-    with _listening(host, port) as place:
+    with listening(host, port) as place:
         config = uvicorn.Config(
             application.asgi,
             lifespan="on",
@@ -73,11 +73,16 @@ def serve(
         DrainingServer(config, application).run(sockets=[place])
 
 
-def _listening(host: str, port: int) -> socket.socket:
+def listening(host: str, port: int) -> socket.socket:
+    """A socket for connections from anywhere that the address can be reached from."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
-        return socket.create_server((host, port), family=family, backlog=2048)
+        place = socket.create_server((host, port), family=family, backlog=2048)
     except (OSError, OverflowError) as error:
         raise ServingError(
             f"host={host} port={port} cannot be listened on ({error}); give another with --port or --host"
         ) from error
+    # Connections inherit it. asyncio sets it only on sockets it has made itself, and without it every
+    # second packet of a reply waits some 40 ms for the client's acknowledgement.
+    place.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    return place

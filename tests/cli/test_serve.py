@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 import fathom
+from fathom.serving.run import listening
 from tests.cli.calling import call
 from tests.serving.live import model, tokenizer
 
@@ -44,3 +45,12 @@ def test_other_machines_are_not_let_in_unnoticed(
 ) -> None:
     call(capsys, "serve", directory, "--host", "192.0.2.1", "--device", "cpu")
     assert "there is no API key" in caplog.text
+
+
+def test_packets_do_not_wait_for_each_other() -> None:
+    with (
+        listening("127.0.0.1", 0) as place,
+        socket.create_connection(place.getsockname()[:2]),
+        place.accept()[0] as accepted,
+    ):
+        assert accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)

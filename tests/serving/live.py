@@ -23,7 +23,7 @@ from fathom.inference import Delta, Engine, Request
 from fathom.inference.choice import Choice, Logprob
 from fathom.serving import Settings
 from fathom.serving.app import Application, build
-from fathom.serving.run import DrainingServer, _listening
+from fathom.serving.run import DrainingServer, listening
 
 NAME = "tiny"
 CORPUS = [
@@ -167,7 +167,7 @@ def serving(settings: Settings | None = None, **engine: Any) -> Iterator[Live]:
     } | engine
     mine = ScriptedEngine(model(), tokenizer(), **chosen)
     application = build(mine, settings or Settings(model_name=NAME))
-    with _listening("127.0.0.1", 0) as place:
+    with listening("127.0.0.1", 0) as place:
         config = uvicorn.Config(
             application.asgi, lifespan="on", log_config=None, timeout_graceful_shutdown=2
         )
