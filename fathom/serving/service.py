@@ -58,6 +58,11 @@ class Answers:
                 for late in self._cut(going, spoken):
                     yield late
                 return
+            if delta.ended is Ended.ERROR:
+                raise ApiError(
+                    f"response_format: the answer cannot go on in this form: {delta.request.stopped_by}",
+                    param="response_format",
+                )
             spoken = True
             number = going.pop(delta.request) if delta.ended else going[delta.request]
             yield number, delta

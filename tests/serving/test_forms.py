@@ -141,3 +141,14 @@ def test_any_object(client: openai.OpenAI) -> None:
             assert isinstance(json.loads(choice.message.content or ""), dict)
             return
     pytest.fail("no object was ever complete")
+
+
+def test_a_form_that_is_left_is_told(client: openai.OpenAI, live: Live) -> None:
+    """The masks do not let it happen; should it happen all the same, the client is not given what is no form."""
+    live.engine.say("no form at all")
+    asked: dict[str, Any] = {"model": NAME, "messages": TALK, "response_format": FORM}
+    with pytest.raises(openai.BadRequestError) as refused:
+        client.chat.completions.create(**asked)
+    assert refused.value.param == "response_format"
+    with pytest.raises(openai.APIError, match="cannot go on in this form"):
+        list(client.chat.completions.create(**asked, stream=True))
