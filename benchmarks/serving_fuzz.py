@@ -16,6 +16,7 @@ import random
 import shutil
 import subprocess
 import sys
+import tempfile
 import time
 from collections import Counter
 from pathlib import Path
@@ -120,7 +121,10 @@ def schemathesis(server: Served, seconds: float, seed: int, examples: int) -> in
     line = [program, "run", server.url + "/openapi.json", "--checks", "not_a_server_error"]
     more = ["--max-examples", str(examples), "--seed", str(seed), "--request-timeout", "60"]
     try:
-        return subprocess.run([*line, *more], timeout=seconds, check=False).returncode
+        with tempfile.TemporaryDirectory() as folder:  # it leaves a cache where it runs
+            return subprocess.run(
+                [*line, *more], cwd=folder, timeout=seconds, check=False
+            ).returncode
     except subprocess.TimeoutExpired:
         print(f"schemathesis was stopped after {seconds:g} seconds")
         return -1
