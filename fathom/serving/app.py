@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from typing import Any
 
 from fastapi import FastAPI
 from pydantic import BaseModel
@@ -69,8 +70,23 @@ def build(engine: Engine, settings: Settings | None = None) -> Application:
     for part in (chat, completions, responses, tokens, about):
         app.include_router(part.routes(server))
     errors.install(app)
+    app.openapi = _naming(app.openapi, settings.model_name)  # type: ignore[method-assign]
     gate = Gate(app, settings, server.meters)
     return Application(_with_cors(gate, settings), gate, server)
+
+
+def _naming(document: Callable[[], dict[str, Any]], name: str) -> Callable[[], dict[str, Any]]:
+    """The document of the interface, saying which model there is."""
+
+    def with_name() -> dict[str, Any]:
+        found = document()
+        for schema in found["components"]["schemas"].values():
+            field = schema.get("properties", {}).get("model", {})
+            if field.get("type") == "string":
+                field["enum"] = [name]
+        return found
+
+    return with_name
 
 
 def _with_cors(app: ASGIApp, settings: Settings) -> ASGIApp:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import math
 from typing import Any
 
+import httpx
 import openai
 import pytest
 
@@ -378,8 +378,7 @@ def test_tokens(live: Live) -> None:
 
 
 def test_the_document_of_the_interface(live: Live) -> None:
-    import httpx
-
     document = httpx.get(live.url + "/openapi.json").json()
     assert "/v1/chat/completions" in document["paths"]
-    assert json.dumps(document)
+    fields = document["components"]["schemas"]["ChatBody"]["properties"]
+    assert fields["model"]["enum"] == [NAME] and fields["min_p"]["description"] == "Not OpenAI's."
