@@ -1,0 +1,361 @@
+"""That llama.cpp computes from our GGUF files what we compute: logits at every position, and token ids of texts.
+
+Random tiny models of many shapes, and the recipe shapes, are written as float32 and read by llama.cpp with a float32
+cache; the mark is a largest difference of 1e-3. The stored types are compared with float32 on one of them. Texts are the
+repository's own files and some hard ones. Needs llama-cpp-python, which builds llama.cpp (a quarter of an hour):
+`python benchmarks/gguf_vs_llama_cpp.py --help`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from harness import describe, environment, table, write_json
+from torch import Tensor
+
+import fathom
+from fathom.data import Tokenizer
+from fathom.interop.gguf import KINDS
+
+ROOT = Path(__file__).resolve().parents[1]
+MARK = 1e-3
+TINY: dict[str, Any] = {
+    "vocab_size": 1024,
+    "hidden_size": 64,
+    "intermediate_size": 96,
+    "moe_intermediate_size": 32,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "n_routed_experts": 8,
+    "kv_lora_rank": 32,
+    "q_lora_rank": 48,
+    "qk_rope_head_dim": 16,
+    "qk_nope_head_dim": 32,
+    "v_head_dim": 32,
+    "n_group": 4,
+    "topk_group": 2,
+    "num_experts_per_tok": 2,
+    "first_k_dense_replace": 1,
+    "max_position_embeddings": 512,
+    "num_nextn_predict_layers": 0,
+}
+YARN = {
+    "type": "yarn",
+    "factor": 8.0,
+    "original_max_position_embeddings": 64,
+    "beta_fast": 32,
+    "beta_slow": 1,
+    "mscale": 1.0,
+    "mscale_all_dim": 1.0,
+}
+V2 = {
+    "model_type": "deepseek_v2",
+    "scoring_func": "softmax",
+    "topk_method": "greedy",
+    "norm_topk_prob": False,
+    "routed_scaling_factor": 1.0,
+}
+SHAPES: dict[str, dict[str, Any]] = {
+    "V3, groups": {},
+    "V3, groups, YaRN": {"rope_scaling": YARN},
+    "one group": {"n_group": 1, "topk_group": 1},
+    "all groups allowed": {"topk_group": 4},
+    "64 experts, top 6 of 3 in 8 groups": {
+        "n_routed_experts": 64,
+        "num_experts_per_tok": 6,
+        "n_group": 8,
+        "topk_group": 3,
+    },
+    "two shared experts": {"n_shared_experts": 2},
+    "weights not normed": {"norm_topk_prob": False, "routed_scaling_factor": 1.0},
+    "no dense layer, tied": {"first_k_dense_replace": 0, "tie_word_embeddings": True},
+    "dense only": {"first_k_dense_replace": 3},
+    "no query latent": {"q_lora_rank": None},
+    "no query latent, 27 layers": {"q_lora_rank": None, "num_hidden_layers": 27},
+    "MTP module left out": {"num_nextn_predict_layers": 1},
+    "odd sizes": {"kv_lora_rank": 20, "qk_nope_head_dim": 10, "v_head_dim": 14, "q_lora_rank": 36},
+    "epsilon 1e-5": {"rms_norm_eps": 1e-5},
+    "epsilon 1e-2": {"rms_norm_eps": 1e-2},
+    "halves turn": {"rope_interleave": False},
+    "halves turn, no query latent": {"rope_interleave": False, "q_lora_rank": None},
+    "base 500": {"rope_theta": 500.0},
+    "YaRN, mscale 0.707": {"rope_scaling": YARN | {"mscale": 0.707, "mscale_all_dim": 0.707}},
+    "YaRN, unequal mscales": {"rope_scaling": YARN | {"mscale": 1.0, "mscale_all_dim": 0.5}},
+    "YaRN, plain softmax": {"rope_scaling": YARN | {"mscale": 1.0, "mscale_all_dim": 0.0}},
+    "YaRN, factor of attention given": {"rope_scaling": YARN | {"attention_factor": 0.8}},
+    "YaRN, unscaled": {
+        "rope_scaling": {
+            "type": "yarn",
+            "factor": 8.0,
+            "original_max_position_embeddings": 64,
+            "attention_factor": 1.0,
+        }
+    },
+    "YaRN, other betas": {"rope_scaling": YARN | {"beta_fast": 4, "beta_slow": 0.5}},
+    "V2, no groups": V2,
+    "V2, YaRN, no query latent": V2 | {"q_lora_rank": None, "rope_scaling": YARN},
+}
+RECIPES = ("nano", "mini")
+HARD_TEXTS = (
+    "",
+    " ",
+    "\n",
+    "\r\n\t  \n   x",
+    "12345678901 3.14159 1,000,000 x2y33z444",
+    "don't  stop — it's 5 o'clock… (really?!) <tag/> a.b->c[d]{e}",
+    "中文、日本語のテキスト、한국어 텍스트 and mixed中英文123混排",
+    "Привет, мир! ¿Qué tal? Ελληνικά עברית العربية हिन्दी ไทย",
+    "e\u0301 ﬁ ½ ² ① Ⅷ 👩‍👩‍👧‍👦 🏳️‍🌈 𝔘𝔫𝔦 \u200b\u00a0\u2028 \ufeff",
+    "    def f(self):\n        return self._x\n\n\n# end\n\n",
+    "<｜begin▁of▁sentence｜>hello<｜User｜>who?<｜Assistant｜>me<｜end▁of▁sentence｜>",
+    "a" * 300 + "=" * 90 + "\n" * 40 + " " * 70 + "!?" * 40,
+)
+
+
+def random_model(changes: dict[str, Any], seed: int = 0) -> fathom.Transformer:
+    """Every tensor random, norms and (also negative) router biases included."""
+    torch.manual_seed(seed)
+    model = fathom.Transformer(fathom.ModelConfig(**changes)).eval()
+    with torch.no_grad():
+        for name, tensor in model.state_dict().items():
+            if "norm" in name:
+                tensor.normal_(1.0, 0.2)
+            elif tensor.dim() == 1:
+                tensor.normal_(0.0, 0.2)
+            else:
+                tensor.normal_(0.0, 1.2 * tensor.shape[-1] ** -0.5)
+    return model
+
+
+class Theirs:
+    """A file in llama.cpp, with a float32 cache and without flash attention."""
+
+    def __init__(self, file: Path, length: int) -> None:
+        from llama_cpp import GGML_TYPE_F32, Llama
+
+        self.llama = Llama(
+            str(file),
+            n_ctx=length,
+            n_batch=256,
+            n_threads=1,
+            n_threads_batch=1,
+            logits_all=True,
+            type_k=GGML_TYPE_F32,
+            type_v=GGML_TYPE_F32,
+            flash_attn=False,
+            verbose=False,
+        )
+
+    def logits(self, tokens: list[int], first: int) -> Tensor:
+        """[T, V]: the `first` tokens at once, the others one by one."""
+        self.llama.reset()
+        self.llama.eval(tokens[:first])
+        for token in tokens[first:]:
+            self.llama.eval([token])
+        return torch.from_numpy(self.llama.scores[: len(tokens)].copy())
+
+    def encode(self, text: str, control: bool) -> list[int]:
+        return self.llama.tokenize(text.encode(), add_bos=False, special=control)
+
+    def decode(self, ids: list[int]) -> str:
+        return self.llama.detokenize(ids, special=True).decode(errors="replace")
+
+    def close(self) -> None:
+        self.llama.close()
+
+
+def compare_logits(name: str, model: fathom.Transformer, length: int) -> dict[str, Any]:
+    """Largest difference over all positions and rows."""
+    vocabulary = model.config.vocab_size
+    tokens = torch.randint(0, vocabulary, (length,), generator=torch.Generator().manual_seed(1))
+    with torch.inference_mode():
+        ours = model(tokens[None], mtp=False).logits[0]
+    theirs = logits_by_llama_cpp(model, tokens, "f32")
+    difference = (theirs - ours).abs()
+    return {
+        "shape": name,
+        "tokens": length,
+        "parameters": model.num_parameters(),
+        "deviation of the logits": float(ours.std()),
+        "largest difference": float(difference.max()),
+        "same likeliest token": float((theirs.argmax(-1) == ours.argmax(-1)).float().mean()),
+    }
+
+
+def logits_by_llama_cpp(model: fathom.Transformer, tokens: Tensor, kind: str) -> Tensor:
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "model.gguf"
+        fathom.save_gguf(model, file, tokenizer_of(model.config.vocab_size), kind)
+        theirs = Theirs(file, len(tokens))
+        found = theirs.logits(tokens.tolist(), len(tokens) * 3 // 4)
+        theirs.close()
+    return found
+
+
+_TOKENIZERS: dict[int, Tokenizer] = {}
+
+
+def tokenizer_of(size: int) -> Tokenizer:
+    """Learned from the repository's own files."""
+    if size not in _TOKENIZERS:
+        _TOKENIZERS[size] = Tokenizer.train(own_texts(), size)
+    return _TOKENIZERS[size]
+
+
+def own_texts() -> Iterator[str]:
+    for kind in ("*.md", "fathom/**/*.py", "docs/*.md", "tests/data/*.py"):
+        for path in sorted(ROOT.glob(kind)):
+            yield path.read_text(encoding="utf-8")
+
+
+def compare_types(length: int) -> list[dict[str, Any]]:
+    """Each stored type against float32, both by llama.cpp: size, difference, divergence in nats per token."""
+    model = random_model(fields_of("nano"))
+    vocabulary = model.config.vocab_size
+    tokens = torch.randint(0, vocabulary, (length,), generator=torch.Generator().manual_seed(1))
+    exact = logits_by_llama_cpp(model, tokens, "f32").log_softmax(-1)
+    found = []
+    for kind in KINDS:
+        other = logits_by_llama_cpp(model, tokens, kind).log_softmax(-1)
+        with tempfile.TemporaryDirectory() as folder:
+            file = Path(folder) / "model.gguf"
+            fathom.save_gguf(model, file, None, kind)
+            size = file.stat().st_size
+        divergence = (exact.exp() * (exact - other)).sum(-1).mean()
+        found.append(
+            {
+                "type": kind,
+                "bytes": size,
+                "largest difference": float((exact - other).abs().max()),
+                "divergence": float(divergence),
+            }
+        )
+    return found
+
+
+def fields_of(recipe: str) -> dict[str, Any]:
+    return fathom.load_recipe(recipe).model.to_dict()
+
+
+def compare_ids(tokenizer: Tokenizer, label: str) -> dict[str, Any]:
+    """Texts that llama.cpp cuts otherwise, control tokens read and not read; and texts that come back otherwise."""
+    size = max(tokenizer.vocab_size, TINY["vocab_size"])
+    model = random_model(TINY | {"vocab_size": size})
+    texts = [*HARD_TEXTS, *own_texts()]
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "model.gguf"
+        fathom.save_gguf(model, file, tokenizer, "f16")
+        theirs = Theirs(file, 32)
+        other, back, count = [], [], 0
+        for control in (False, True):
+            for text in texts:
+                ids = tokenizer.encode(text, allow_special=control)
+                count += len(ids)
+                if theirs.encode(text, control) != ids:
+                    other.append(text[:60])
+                if theirs.decode(ids) != text:
+                    back.append(text[:60])
+        theirs.close()
+    return {
+        "tokenizer": label,
+        "texts": 2 * len(texts),
+        "ids": count,
+        "other ids": other,
+        "other text": back,
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--length", type=int, default=256, help="tokens of each tiny model")
+    parser.add_argument("--recipes", default=",".join(RECIPES), help="recipe shapes to add")
+    parser.add_argument("--tokenizer", type=Path, help="one more tokenizer.json, as the released")
+    parser.add_argument("--json", type=Path, help="write all numbers here")
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    facts = environment() | {"llama_cpp_python": _llama_version()}
+    print(describe(facts), f"\nllama-cpp-python {facts['llama_cpp_python']}\n")
+    cases = {name: TINY | changes for name, changes in SHAPES.items()}
+    cases |= {f"recipe {name}": fields_of(name) for name in options.recipes.split(",") if name}
+    logits = []
+    for name, fields in cases.items():
+        logits.append(compare_logits(name, random_model(fields), options.length))
+        print(f"  {name}: {logits[-1]['largest difference']:.2e}", file=sys.stderr)
+    print(_logit_table(logits), "\n")
+    types = compare_types(options.length)
+    print(_type_table(types), "\n")
+    tokenizers = [compare_ids(tokenizer_of(2048), "learned here")]
+    if options.tokenizer:
+        tokenizers.append(compare_ids(Tokenizer.load(options.tokenizer), "given"))
+    print(_id_table(tokenizers), "\n")
+    write_json(
+        options.json,
+        {"environment": facts, "logits": logits, "types": types, "tokenizers": tokenizers},
+    )
+    worst = max(row["largest difference"] for row in logits)
+    unlike = sum(len(row["other ids"]) for row in tokenizers)
+    print(f"largest difference of all: {worst:.2e} (mark {MARK:g}); texts with other ids: {unlike}")
+    sys.exit(worst > MARK or unlike > 0)
+
+
+def _llama_version() -> str:
+    import llama_cpp
+
+    return llama_cpp.__version__
+
+
+def _logit_table(rows: list[dict[str, Any]]) -> str:
+    return table(
+        ["shape", "parameters", "tokens", "deviation of the logits", "largest difference"],
+        [
+            [
+                row["shape"],
+                f"{row['parameters']:,}",
+                str(row["tokens"]),
+                f"{row['deviation of the logits']:.2f}",
+                f"{row['largest difference']:.1e}",
+            ]
+            for row in rows
+        ],
+    )
+
+
+def _type_table(rows: list[dict[str, Any]]) -> str:
+    return table(
+        ["type", "MB", "largest difference of log probabilities", "divergence, nats per token"],
+        [
+            [
+                row["type"],
+                f"{row['bytes'] / 1e6:.1f}",
+                f"{row['largest difference']:.1e}",
+                f"{row['divergence']:.1e}",
+            ]
+            for row in rows
+        ],
+    )
+
+
+def _id_table(rows: list[dict[str, Any]]) -> str:
+    return table(
+        ["tokenizer", "texts", "ids", "texts with other ids", "that come back otherwise"],
+        [
+            [
+                row["tokenizer"],
+                str(row["texts"]),
+                f"{row['ids']:,}",
+                str(len(row["other ids"])),
+                str(len(row["other text"])),
+            ]
+            for row in rows
+        ],
+    )
+
+
+if __name__ == "__main__":
+    main()
