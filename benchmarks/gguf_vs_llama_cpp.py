@@ -97,7 +97,6 @@ SHAPES: dict[str, dict[str, Any]] = {
             "attention_factor": 1.0,
         }
     },
-    "YaRN, other betas": {"rope_scaling": YARN | {"beta_fast": 4, "beta_slow": 0.5}},
     "V2, no groups": V2,
     "V2, YaRN, no query latent": V2 | {"q_lora_rank": None, "rope_scaling": YARN},
 }

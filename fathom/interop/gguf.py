@@ -107,7 +107,7 @@ def _describe(
         writer.add_quantization_version(package.GGML_QUANT_VERSION)
     _add_keys(writer, keys)
     if vocabulary is None:
-        writer.add_tokenizer_model("none")
+        writer.add_tokenizer_model("no_vocab")
         return
     _add_keys(writer, vocabulary.keys)
     writer.add_token_list(vocabulary.tokens)

@@ -88,12 +88,19 @@ def _rope_obstacles(config: ModelConfig) -> Iterator[str]:
     scaling = config.rope_scaling
     if scaling is None:
         return
+    if scaling["factor"] == 1:
+        if magnitude(config) != 1:
+            yield (
+                f"rope_scaling has factor=1 with attention_factor={magnitude(config)}, and it scales nothing without "
+                f"stretching"
+            )
+        return
     if not scaling.get("truncate", True):
         yield "rope_scaling has truncate=false, and it always rounds the range between which YaRN blends"
-    if scaling["factor"] == 1 and magnitude(config) != 1:
+    fast, slow = scaling.get("beta_fast") or 32, scaling.get("beta_slow") or 1
+    if (fast, slow) != (32, 1):
         yield (
-            f"rope_scaling has factor=1 with attention_factor={magnitude(config)}, and it scales nothing without "
-            f"stretching"
+            f"rope_scaling has beta_fast={fast:g} and beta_slow={slow:g}, and it takes 32 and 1 whatever the file says"
         )
 
 
@@ -112,7 +119,7 @@ def _attention(config: ModelConfig) -> dict[str, Value]:
 
     q_lora_rank is 0 for queries without a latent: the key must be there, and 0 makes llama.cpp look for `attn_q`.
     """
-    keys: dict[str, Value] = {
+    return {
         "attention.head_count": config.num_attention_heads,
         "attention.head_count_kv": 1,
         "attention.key_length": config.kv_lora_rank + config.qk_rope_head_dim,
@@ -123,7 +130,6 @@ def _attention(config: ModelConfig) -> dict[str, Value]:
         "attention.q_lora_rank": config.q_lora_rank or 0,
         "attention.layer_norm_rms_epsilon": float(config.rms_norm_eps),
     }
-    return keys
 
 
 def _rope(config: ModelConfig) -> dict[str, Value]:
@@ -135,19 +141,19 @@ def _rope(config: ModelConfig) -> dict[str, Value]:
     scaling = config.rope_scaling
     if scaling is None or scaling["factor"] == 1:
         return keys
-    multiplier, factor = yarn_factors(config)
-    return keys | {
+    multiplier, factor = yarn_factors(config, scaling["factor"])
+    keys |= {
         "rope.scaling.type": "yarn",
         "rope.scaling.factor": float(scaling["factor"]),
         "rope.scaling.original_context_length": int(scaling["original_max_position_embeddings"]),
-        "rope.scaling.yarn_beta_fast": float(scaling.get("beta_fast") or 32),
-        "rope.scaling.yarn_beta_slow": float(scaling.get("beta_slow") or 1),
         "rope.scaling.yarn_log_multiplier": 0.1 * multiplier,
-        "rope.scaling.attn_factor": factor,
     }
+    if factor != 1:
+        keys["rope.scaling.attn_factor"] = factor
+    return keys
 
 
-def yarn_factors(config: ModelConfig) -> tuple[float, float]:
+def yarn_factors(config: ModelConfig, stretch: float) -> tuple[float, float]:
     """llama.cpp's two numbers under YaRN: (a, f) that give our magnitude m of cos and sin, and our softmax scale.
 
     With L = 0.1 ln(stretch) it computes
@@ -158,9 +164,7 @@ def yarn_factors(config: ModelConfig) -> tuple[float, float]:
     so a = (sqrt(scale sqrt(P + R)) / m - 1) / L. At the released settings m = 1 and a is `mscale_all_dim`. The file
     holds 0.1 a: the factor is a leftover of older versions, which llama.cpp takes out again.
     """
-    assert config.rope_scaling is not None
-    m = magnitude(config)
-    log = 0.1 * math.log(config.rope_scaling["factor"])
+    m, log = magnitude(config), 0.1 * math.log(stretch)
     sharpening = math.sqrt(softmax_scale(config) * math.sqrt(config.qk_head_dim))
     a = (sharpening / m - 1) / log
     if abs(a) < 1e-9:  # nothing but rounding

@@ -104,8 +104,8 @@ class File:
         def pair_of(turns: float) -> float:
             return R * math.log(original / (turns * 2 * math.pi)) / (2 * math.log(base))
 
-        low = max(0, math.floor(pair_of(self.keys["rope.scaling.yarn_beta_fast"])))
-        high = min(R - 1, math.ceil(pair_of(self.keys["rope.scaling.yarn_beta_slow"])))
+        low = max(0, math.floor(pair_of(32)))
+        high = min(R - 1, math.ceil(pair_of(1)))
         slow = ((pair - low) / max(0.001, high - low)).clamp(0, 1)
         return theta / self._stretch() * slow + theta * (1 - slow)
 
