@@ -1,8 +1,8 @@
 """That llama.cpp computes from our GGUF files what we compute: logits at every position, and token ids of texts.
 
 Random tiny models of many shapes, and the recipe shapes, are written as float32 and read by llama.cpp with a float32
-cache; the mark is a largest difference of 1e-3. The stored types are compared with float32 on one of them. Texts are the
-repository's own files and some hard ones. Needs llama-cpp-python, which builds llama.cpp (a quarter of an hour):
+cache; the mark is a largest difference of 1e-3. The stored types are compared with float32 on one of them. Texts are
+the repository's own files and some hard ones. Needs llama-cpp-python, which builds llama.cpp (a quarter of an hour):
 `python benchmarks/gguf_vs_llama_cpp.py --help`.
 """
 

@@ -56,8 +56,13 @@ def export(
         Dtype | None, typer.Option(help="Of the weights, for hf (default: as they are).")
     ] = None,
     kind: Annotated[
-        Type | None, typer.Option("--type", help="Of the matrices, for gguf (default: as they are).")
+        Type | None,
+        typer.Option("--type", help="Of the matrices, for gguf (default: as they are)."),
     ] = None,
+    mtp: Annotated[
+        bool,
+        typer.Option("--mtp", help="For gguf: the first MTP module too, to draft with."),
+    ] = False,
     ema: Ema = False,
 ) -> None:
     """Write a model as a Hugging Face directory that transformers and other programs read, or as GGUF for llama.cpp.
@@ -68,6 +73,8 @@ def export(
         raise FathomError(f"--dtype {dtype} is for --format hf; with gguf, use --type")
     if kind and format is Format.HF:
         raise FathomError(f"--type {kind} is for --format gguf; with hf, use --dtype")
+    if mtp and format is Format.HF:
+        raise FathomError("--mtp is for --format gguf; hf holds MTP modules always; leave it out")
     import torch
 
     import fathom
@@ -76,10 +83,10 @@ def export(
     model, tokenizer, origin = open_model(run_or_dir, ema=ema)
     without = "" if tokenizer else ", without a tokenizer, as there is none in the source"
     if format is Format.GGUF:
-        fathom.save_gguf(model, place, tokenizer, kind)
+        fathom.save_gguf(model, place, tokenizer, kind, mtp)
         size = f"{place.stat().st_size / 1e6:,.1f} MB"
-        depth = model.config.num_nextn_predict_layers
-        left_out = f", without its MTP modules ({depth})" if depth else ""
+        depth = model.config.num_nextn_predict_layers - mtp
+        left_out = f", without {depth} of its MTP modules" if depth else ""
         print(f"{place}: {size} from {origin}{left_out}{without}")
         return
     fathom.save(model, place, tokenizer, getattr(torch, dtype) if dtype else None)

@@ -6,8 +6,9 @@ file appears whole or not at all: it is written beside its place and renamed.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from torch import Tensor
 from fathom.errors import CheckpointError, FathomError
 from fathom.files import flush
 from fathom.interop.gguf_keys import ARCHITECTURE, Value, model_keys
-from fathom.interop.gguf_tensors import ROUTER, tensors
+from fathom.interop.gguf_tensors import ROUTER, Named, tensors
 from fathom.interop.gguf_vocabulary import Vocabulary, read_vocabulary
 from fathom.interop.writing import SavesItself
 from fathom.model.transformer import Transformer
@@ -41,11 +42,13 @@ def save_gguf(
     file: str | Path,
     tokenizer: SavesItself | None = None,
     kind: str | None = None,
+    mtp: bool = False,
 ) -> None:
-    """Write `model` as a GGUF file of architecture `deepseek2`, MTP modules left out.
+    """Write `model` as a GGUF file of architecture `deepseek2`.
 
-    Matrices are stored as `kind` (see `KINDS`; None: as they are); norms, routers and their biases as float32, and so are
-    matrices whose rows a quantised kind cannot divide into blocks. Without a tokenizer the file takes and gives ids only.
+    Matrices are stored as `kind` (see `KINDS`; None: as they are); norms, routers and their biases as float32, and so
+    are matrices whose rows a quantised kind cannot divide into blocks. Without a tokenizer the file takes and gives ids
+    only. `mtp` writes the first MTP module too, for llama.cpp to draft with; older versions do not load such a file.
     An existing GGUF file is replaced, anything else refused. Raises `ConfigError` for a model and `DataError` for a
     tokenizer that llama.cpp would treat otherwise, `CheckpointError` when the file cannot be written.
     """
@@ -55,14 +58,14 @@ def save_gguf(
     package = _package()
     place = Path(file).resolve()
     _check_replaceable(place)
-    keys = model_keys(model.config)
+    keys = model_keys(model.config, mtp)
     vocabulary = read_vocabulary(tokenizer, model.config) if tokenizer else None
     made = place.with_name(f".{place.name}.partial")
     try:
         made.parent.mkdir(parents=True, exist_ok=True)
         with closing(package.GGUFWriter(made, ARCHITECTURE)) as writer, torch.no_grad():
             _describe(writer, keys, vocabulary, kind, place.stem)
-            _write(writer, model, kind)
+            _write(writer, partial(tensors, model, mtp), kind)
         flush(made)
         made.replace(place)
     except OSError as error:
@@ -126,16 +129,16 @@ def _add_keys(writer: Any, keys: Mapping[str, Value]) -> None:
         add[type(value)](key, value)
 
 
-def _write(writer: Any, model: Transformer, kind: str) -> None:
+def _write(writer: Any, each: Callable[[], Named], kind: str) -> None:
     """All tensors' names and shapes, then their numbers, in the same order."""
-    for name, tensor in tensors(model):
+    for name, tensor in each():
         stored, size = _stored(name, tensor, kind)
         writer.add_tensor_info(name, tuple(tensor.shape), _float32(), size, raw_dtype=stored)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_ti_data_to_file()
     file = writer.fout[0]
-    for name, tensor in tensors(model):
+    for name, tensor in each():
         stored, size = _stored(name, tensor, kind)
         writer.write_padding(file, file.tell())
         for piece in _pieces(tensor):

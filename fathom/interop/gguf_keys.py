@@ -20,18 +20,22 @@ from fathom.model.rope import magnitude, softmax_scale
 ARCHITECTURE = "deepseek2"
 SOFTMAX, SIGMOID = 1, 2
 """llama.cpp's numbers for the gating function. A file without the key counts as softmax."""
-MOST_EXPERTS = 512
+MOST_EXPERTS = 1024
 MOST_LAYERS = 512
 
 Value = int | float | bool | str
 """An integer is written as unsigned 32 bits, a float as 32 bits."""
 
 
-def model_keys(config: ModelConfig) -> dict[str, Value]:
-    """Every key under `deepseek2.`. Raises `ConfigError` for a model that llama.cpp cannot compute."""
-    if reasons := list(_obstacles(config)):
+def model_keys(config: ModelConfig, mtp: bool = False) -> dict[str, Value]:
+    """Every key under `deepseek2.`; `mtp`: the first MTP module goes along.
+
+    Raises `ConfigError` for a model that llama.cpp cannot compute.
+    """
+    reasons = [*_obstacles(config), *(_mtp_obstacles(config) if mtp else ())]
+    if reasons:
         raise ConfigError("llama.cpp cannot compute this model: " + "; ".join(reasons))
-    keys = _sizes(config) | _attention(config) | _rope(config) | _experts(config)
+    keys = _sizes(config, mtp) | _attention(config) | _rope(config) | _experts(config, mtp)
     return {f"{ARCHITECTURE}.{key}": value for key, value in keys.items()}
 
 
@@ -104,14 +108,30 @@ def _rope_obstacles(config: ModelConfig) -> Iterator[str]:
         )
 
 
-def _sizes(config: ModelConfig) -> dict[str, Value]:
-    return {
+def _mtp_obstacles(config: ModelConfig) -> Iterator[str]:
+    """What its graph of the MTP module takes for granted."""
+    if not config.num_nextn_predict_layers:
+        yield "there is no MTP module to write; leave it out"
+    if config.q_lora_rank is None:
+        yield "its MTP modules have a query latent, this one has q_lora_rank=None; leave it out"
+    if not config.is_moe_layer(config.num_hidden_layers):
+        yield "its MTP modules have experts, this one is dense; leave it out"
+    if (config.mtp_concat_order, config.mtp_hidden) != ("embedding_first", "post_norm"):
+        yield (
+            f"its MTP modules read the embedding first and the state after the norm, this one has "
+            f"mtp_concat_order={config.mtp_concat_order!r} and mtp_hidden={config.mtp_hidden!r}; leave it out"
+        )
+
+
+def _sizes(config: ModelConfig, mtp: bool) -> dict[str, Value]:
+    keys: dict[str, Value] = {
         "vocab_size": config.vocab_size,
         "context_length": config.max_position_embeddings,
         "embedding_length": config.hidden_size,
-        "block_count": config.num_hidden_layers,
+        "block_count": config.num_hidden_layers + mtp,
         "feed_forward_length": config.intermediate_size,
     }
+    return keys | {"nextn_predict_layers": 1} if mtp else keys
 
 
 def _attention(config: ModelConfig) -> dict[str, Value]:
@@ -172,14 +192,14 @@ def yarn_factors(config: ModelConfig, stretch: float) -> tuple[float, float]:
     return a, m
 
 
-def _experts(config: ModelConfig) -> dict[str, Value]:
+def _experts(config: ModelConfig, mtp: bool) -> dict[str, Value]:
     dense = dense_layers(config)
     keys: dict[str, Value] = {
         "leading_dense_block_count": dense,
         "expert_feed_forward_length": config.moe_intermediate_size,
         "expert_shared_count": config.n_shared_experts,
     }
-    if dense == config.num_hidden_layers:
+    if dense == config.num_hidden_layers and not mtp:
         return keys
     keys |= {
         "expert_count": config.n_routed_experts,

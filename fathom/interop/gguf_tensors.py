@@ -8,8 +8,8 @@
 
 All others keep their shape. Two differences between the programs are made up for in the weights:
 
-* llama.cpp turns adjacent pairs of the rotary dimensions. Where ours are (j, j + R/2), the rows that make them are put in
-  that order, in queries and key alike, which leaves their products as they are.
+* llama.cpp turns adjacent pairs of the rotary dimensions. Where ours are (j, j + R/2), the rows that make them are put
+  in that order, in queries and key alike, which leaves their products as they are.
 * It has one epsilon for all norms; ours of the latents is always 1e-6. RMSNorm(c x) with epsilon e is RMSNorm(x) with
   epsilon e / c^2, so the rows that make a latent are multiplied by c = sqrt(e / 1e-6).
 
@@ -31,17 +31,18 @@ from fathom.model.block import Block
 from fathom.model.config import ModelConfig
 from fathom.model.layers import LATENT_EPS, MLP
 from fathom.model.moe import MoE
+from fathom.model.mtp import MTPModule
 from fathom.model.transformer import Transformer
 
 Named = Iterator[tuple[str, Tensor]]
 ROUTER = "ffn_gate_inp.weight"
 
 
-def tensors(model: Transformer) -> Named:
-    """Every tensor of the file in order, views wherever they can be; MTP modules are not among them."""
+def tensors(model: Transformer, mtp: bool = False) -> Named:
+    """Every tensor of the file in order, views wherever they can be; `mtp`: the first MTP module as a last block."""
     decoder = model.model
     yield "token_embd.weight", decoder.embed_tokens.weight
-    for number, layer in enumerate(decoder.layers):
+    for number, layer in enumerate((*decoder.layers, *(decoder.mtp[:1] if mtp else ()))):
         for name, tensor in _block(cast(Block, layer), model.config):
             yield f"blk.{number}.{name}", tensor
     yield "output_norm.weight", decoder.norm.weight
@@ -59,6 +60,11 @@ def _block(block: Block, config: ModelConfig) -> Named:
         yield from _experts(block.mlp)
     else:
         yield from _feed_forward(block.mlp, "")
+    if isinstance(block, MTPModule):
+        yield "nextn.eh_proj.weight", block.eh_proj.weight
+        yield "nextn.enorm.weight", block.enorm.weight
+        yield "nextn.hnorm.weight", block.hnorm.weight
+        yield "nextn.shared_head_norm.weight", block.shared_head.norm.weight
 
 
 def _queries(attention: Attention, config: ModelConfig) -> Named:

@@ -24,8 +24,10 @@ NORMAL, CONTROL, USER_DEFINED, UNUSED = 1, 3, 4, 5
 _DEEPSEEK_V3 = (
     r"\p{N}{1,3}",
     "[一-龥\u3040-\u309f\u30a0-\u30ff]+",
-    r"""[!"#$%&'()*+,\-./:;<=>?@\[\\\]^_`{|}~][A-Za-z]+"""
-    "|[^\r\n\\p{L}\\p{P}\\p{S}]?[\\p{L}\\p{M}]+| ?[\\p{P}\\p{S}]+[\r\n]*|\\s*[\r\n]+|\\s+(?!\\S)|\\s+",
+    (
+        r"""[!"#$%&'()*+,\-./:;<=>?@\[\\\]^_`{|}~][A-Za-z]+"""
+        "|[^\r\n\\p{L}\\p{P}\\p{S}]?[\\p{L}\\p{M}]+| ?[\\p{P}\\p{S}]+[\r\n]*|\\s*[\r\n]+|\\s+(?!\\S)|\\s+"
+    ),
 )
 """The passes that llama.cpp cuts a text in under this name; the same ones are in the released tokenizer.json."""
 _ROLES = {"bos_token": "bos_token_id", "eos_token": "eos_token_id", "pad_token": "padding_token_id"}
@@ -137,7 +139,7 @@ def _keys(
     for role, key in _ROLES.items():
         value = settings.get(role)
         spelling = value["content"] if isinstance(value, dict) else value
-        if spelling in ids:
+        if isinstance(spelling, str) and spelling in ids:
             keys[f"ggml.{key}"] = ids[spelling]
     if isinstance(template := settings.get("chat_template"), str):
         keys["chat_template"] = template

@@ -133,10 +133,8 @@ def test_a_file_for_llama_cpp(tmp_path: Path, capsys: pytest.CaptureFixture[str]
     tokenizer = Tokenizer.train(["def f(x): return x"] * 9, 300)
     fathom.save(fathom.Transformer(CONFIG), tmp_path / "model", tokenizer)
     place = tmp_path / "model.gguf"
-    said = export(
-        capsys, str(tmp_path / "model"), str(place), "--format", "gguf", "--type", "q8_0"
-    )
-    assert f"{place}: 0.1 MB" in said and "without its MTP modules (1)" in said
+    said = export(capsys, str(tmp_path / "model"), str(place), "--format", "gguf", "--type", "q8_0")
+    assert f"{place}: 0.1 MB" in said and "without 1 of its MTP modules" in said
     reader = gguf.GGUFReader(place)
     types = {tensor.name: tensor.tensor_type.name for tensor in reader.tensors}
     assert types["token_embd.weight"] == "Q8_0" and "blk.2.attn_norm.weight" not in types
@@ -151,6 +149,8 @@ def test_options_of_the_other_format_are_refused(
     for options, remedy in (
         (("--format", "gguf", "--dtype", "float16"), "use --type"),
         (("--type", "f16"), "use --dtype"),
+        (("--mtp",), "is for --format gguf"),
+        (("--format", "gguf", "--mtp"), "q_lora_rank=None"),
         (("--format", "gguf", "--type", "float32"), "'float32' is not one of"),
     ):
         status, _, err = call(capsys, "export", source, out, *options)

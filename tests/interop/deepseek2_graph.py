@@ -1,7 +1,7 @@
 """What llama.cpp computes from a GGUF file of architecture deepseek2, said once more in torch.
 
-It follows llama.cpp's src/models/deepseek2.cpp and knows nothing of our model: only the file's keys and tensors. That it
-says the same as llama.cpp itself is shown by benchmarks/gguf_vs_llama_cpp.py, which needs llama.cpp.
+It follows llama.cpp's src/models/deepseek2.cpp and knows nothing of our model: only the file's keys and tensors. That
+it says the same as llama.cpp itself is shown by benchmarks/gguf_vs_llama_cpp.py, which needs llama.cpp.
 
 Shapes: T tokens, H heads, P and R dimensions without and with rotation, C latent rank, E experts, K chosen.
 """
@@ -35,16 +35,34 @@ class File:
 
     def logits(self, tokens: Tensor) -> Tensor:
         """[T, V] of int64 tokens [T]."""
+        return self._state(tokens) @ self._head().T
+
+    def mtp_logits(self, tokens: Tensor) -> Tensor:
+        """[T - 1, V]: row i joins the state at i with token i + 1 in the block behind the others."""
+        layer, h = self.keys["block_count"] - 1, self._state(tokens)[:-1]
+        nextn, embedded = f"blk.{layer}.nextn.", self.tensors["token_embd.weight"][tokens[1:]]
+        joined = (self._norm(embedded, nextn + "enorm"), self._norm(h, nextn + "hnorm"))
+        h = self._block(layer, torch.cat(joined, -1) @ self._weight(layer, "nextn.eh_proj").T)
+        return self._norm(h, nextn + "shared_head_norm") @ self._head().T
+
+    def _state(self, tokens: Tensor) -> Tensor:
         h = self.tensors["token_embd.weight"][tokens]
-        for layer in range(self.keys["block_count"]):
-            h = h + self._attention(layer, self._norm(h, f"blk.{layer}.attn_norm"))
-            h = h + self._feed_forward(layer, self._norm(h, f"blk.{layer}.ffn_norm"))
-        head = self.tensors.get("output.weight", self.tensors["token_embd.weight"])
-        return self._norm(h, "output_norm") @ head.T
+        for layer in range(self.keys["block_count"] - self.keys.get("nextn_predict_layers", 0)):
+            h = self._block(layer, h)
+        return self._norm(h, "output_norm")
+
+    def _block(self, layer: int, h: Tensor) -> Tensor:
+        h = h + self._attention(layer, self._norm(h, f"blk.{layer}.attn_norm"))
+        return h + self._feed_forward(layer, self._norm(h, f"blk.{layer}.ffn_norm"))
+
+    def _head(self) -> Tensor:
+        return self.tensors.get("output.weight", self.tensors["token_embd.weight"])
 
     def _norm(self, x: Tensor, name: str) -> Tensor:
         eps = self.keys["attention.layer_norm_rms_epsilon"]
-        return x * (x.square().mean(-1, keepdim=True) + eps).rsqrt() * self.tensors[name + ".weight"]
+        return (
+            x * (x.square().mean(-1, keepdim=True) + eps).rsqrt() * self.tensors[name + ".weight"]
+        )
 
     def _weight(self, layer: int, name: str) -> Tensor:
         return self.tensors[f"blk.{layer}.{name}.weight"]

@@ -72,7 +72,9 @@ def test_what_a_file_says_of_it(tmp_path: Path, tokenizer: Tokenizer) -> None:
 
 
 def test_settings_that_name_no_tokens_leave_the_configuration(tokenizer: Tokenizer) -> None:
-    bare = Tokenizer(tokenizer._definition, {"add_bos_token": True, "bos_token": {"content": "?"}})
+    bare = Tokenizer(
+        tokenizer._definition, {"add_bos_token": True, "bos_token": {"content": "none such"}}
+    )
     keys = read_vocabulary(bare, tiny_config(vocab_size=300, bos_token_id=5)).keys
     assert keys["tokenizer.ggml.bos_token_id"] == 5 and keys["tokenizer.ggml.add_bos_token"]
     assert "tokenizer.chat_template" not in keys
@@ -138,7 +140,7 @@ def test_another_way_to_read_texts_is_refused(
 
 
 def test_characters_and_too_many_ids_are_refused(tokenizer: Tokenizer) -> None:
-    with pytest.raises(DataError, match="WordLevel, not BPE.*save_gguf"):
+    with pytest.raises(DataError, match=r"WordLevel, not BPE.*save_gguf"):
         read_vocabulary(Tokenizer.train(TEXTS, None, "char"), tiny_config())
-    with pytest.raises(DataError, match="up to 299 .*vocab_size=257"):
+    with pytest.raises(DataError, match=r"up to 299 .*vocab_size=257"):
         read_vocabulary(tokenizer, tiny_config())
