@@ -16,7 +16,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from gguf_shapes import SHAPES, TINY
 from harness import describe, environment, table, write_json
+from llama_cpp_side import LlamaCpp, mtp_logits
 from torch import Tensor
 
 import fathom
@@ -25,81 +27,6 @@ from fathom.interop.gguf import KINDS
 
 ROOT = Path(__file__).resolve().parents[1]
 MARK = 1e-3
-TINY: dict[str, Any] = {
-    "vocab_size": 1024,
-    "hidden_size": 64,
-    "intermediate_size": 96,
-    "moe_intermediate_size": 32,
-    "num_hidden_layers": 3,
-    "num_attention_heads": 4,
-    "n_routed_experts": 8,
-    "kv_lora_rank": 32,
-    "q_lora_rank": 48,
-    "qk_rope_head_dim": 16,
-    "qk_nope_head_dim": 32,
-    "v_head_dim": 32,
-    "n_group": 4,
-    "topk_group": 2,
-    "num_experts_per_tok": 2,
-    "first_k_dense_replace": 1,
-    "max_position_embeddings": 512,
-    "num_nextn_predict_layers": 0,
-}
-YARN = {
-    "type": "yarn",
-    "factor": 8.0,
-    "original_max_position_embeddings": 64,
-    "beta_fast": 32,
-    "beta_slow": 1,
-    "mscale": 1.0,
-    "mscale_all_dim": 1.0,
-}
-V2 = {
-    "model_type": "deepseek_v2",
-    "scoring_func": "softmax",
-    "topk_method": "greedy",
-    "norm_topk_prob": False,
-    "routed_scaling_factor": 1.0,
-}
-SHAPES: dict[str, dict[str, Any]] = {
-    "V3, groups": {},
-    "V3, groups, YaRN": {"rope_scaling": YARN},
-    "one group": {"n_group": 1, "topk_group": 1},
-    "all groups allowed": {"topk_group": 4},
-    "64 experts, top 6 of 3 in 8 groups": {
-        "n_routed_experts": 64,
-        "num_experts_per_tok": 6,
-        "n_group": 8,
-        "topk_group": 3,
-    },
-    "two shared experts": {"n_shared_experts": 2},
-    "weights not normed": {"norm_topk_prob": False, "routed_scaling_factor": 1.0},
-    "no dense layer, tied": {"first_k_dense_replace": 0, "tie_word_embeddings": True},
-    "dense only": {"first_k_dense_replace": 3},
-    "no query latent": {"q_lora_rank": None},
-    "no query latent, 27 layers": {"q_lora_rank": None, "num_hidden_layers": 27},
-    "MTP module left out": {"num_nextn_predict_layers": 1},
-    "odd sizes": {"kv_lora_rank": 20, "qk_nope_head_dim": 10, "v_head_dim": 14, "q_lora_rank": 36},
-    "epsilon 1e-5": {"rms_norm_eps": 1e-5},
-    "epsilon 1e-2": {"rms_norm_eps": 1e-2},
-    "halves turn": {"rope_interleave": False},
-    "halves turn, no query latent": {"rope_interleave": False, "q_lora_rank": None},
-    "base 500": {"rope_theta": 500.0},
-    "YaRN, mscale 0.707": {"rope_scaling": YARN | {"mscale": 0.707, "mscale_all_dim": 0.707}},
-    "YaRN, unequal mscales": {"rope_scaling": YARN | {"mscale": 1.0, "mscale_all_dim": 0.5}},
-    "YaRN, plain softmax": {"rope_scaling": YARN | {"mscale": 1.0, "mscale_all_dim": 0.0}},
-    "YaRN, factor of attention given": {"rope_scaling": YARN | {"attention_factor": 0.8}},
-    "YaRN, unscaled": {
-        "rope_scaling": {
-            "type": "yarn",
-            "factor": 8.0,
-            "original_max_position_embeddings": 64,
-            "attention_factor": 1.0,
-        }
-    },
-    "V2, no groups": V2,
-    "V2, YaRN, no query latent": V2 | {"q_lora_rank": None, "rope_scaling": YARN},
-}
 RECIPES = ("nano", "mini")
 HARD_TEXTS = (
     "",
@@ -132,57 +59,23 @@ def random_model(changes: dict[str, Any], seed: int = 0) -> fathom.Transformer:
     return model
 
 
-class Theirs:
-    """A file in llama.cpp, with a float32 cache and without flash attention."""
-
-    def __init__(self, file: Path, length: int) -> None:
-        from llama_cpp import GGML_TYPE_F32, Llama
-
-        self.llama = Llama(
-            str(file),
-            n_ctx=length,
-            n_batch=256,
-            n_threads=1,
-            n_threads_batch=1,
-            logits_all=True,
-            type_k=GGML_TYPE_F32,
-            type_v=GGML_TYPE_F32,
-            flash_attn=False,
-            verbose=False,
-        )
-
-    def logits(self, tokens: list[int], first: int) -> Tensor:
-        """[T, V]: the `first` tokens at once, the others one by one."""
-        self.llama.reset()
-        self.llama.eval(tokens[:first])
-        for token in tokens[first:]:
-            self.llama.eval([token])
-        return torch.from_numpy(self.llama.scores[: len(tokens)].copy())
-
-    def encode(self, text: str, control: bool) -> list[int]:
-        return self.llama.tokenize(text.encode(), add_bos=False, special=control)
-
-    def decode(self, ids: list[int]) -> str:
-        return self.llama.detokenize(ids, special=True).decode(errors="replace")
-
-    def close(self) -> None:
-        self.llama.close()
-
-
 def compare_logits(name: str, model: fathom.Transformer, length: int) -> dict[str, Any]:
     """Largest difference over all positions and rows."""
-    vocabulary = model.config.vocab_size
-    tokens = torch.randint(0, vocabulary, (length,), generator=torch.Generator().manual_seed(1))
+    tokens = _tokens(model, length)
     with torch.inference_mode():
         ours = model(tokens[None], mtp=False).logits[0]
-    theirs = logits_by_llama_cpp(model, tokens, "f32")
-    difference = (theirs - ours).abs()
+    return _difference(name, model, ours, logits_by_llama_cpp(model, tokens, "f32"))
+
+
+def _difference(
+    name: str, model: fathom.Transformer, ours: Tensor, theirs: Tensor
+) -> dict[str, Any]:
     return {
         "shape": name,
-        "tokens": length,
+        "tokens": len(ours),
         "parameters": model.num_parameters(),
         "deviation of the logits": float(ours.std()),
-        "largest difference": float(difference.max()),
+        "largest difference": float((theirs - ours).abs().max()),
         "same likeliest token": float((theirs.argmax(-1) == ours.argmax(-1)).float().mean()),
     }
 
@@ -191,10 +84,28 @@ def logits_by_llama_cpp(model: fathom.Transformer, tokens: Tensor, kind: str) ->
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "model.gguf"
         fathom.save_gguf(model, file, tokenizer_of(model.config.vocab_size), kind)
-        theirs = Theirs(file, len(tokens))
+        theirs = LlamaCpp(file, len(tokens))
         found = theirs.logits(tokens.tolist(), len(tokens) * 3 // 4)
         theirs.close()
     return found
+
+
+def compare_mtp(length: int) -> dict[str, Any]:
+    """The MTP module of a tiny model, written on demand."""
+    model = random_model(TINY | {"num_nextn_predict_layers": 1})
+    tokens = _tokens(model, length)
+    with torch.inference_mode():
+        ours = model(tokens[None]).mtp_logits[0][0]
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "model.gguf"
+        fathom.save_gguf(model, file, tokenizer_of(model.config.vocab_size), "f32", mtp=True)
+        theirs = mtp_logits(file, tokens.tolist())
+    return _difference("MTP module", model, ours, theirs)
+
+
+def _tokens(model: fathom.Transformer, length: int) -> Tensor:
+    generator = torch.Generator().manual_seed(1)
+    return torch.randint(0, model.config.vocab_size, (length,), generator=generator)
 
 
 _TOKENIZERS: dict[int, Tokenizer] = {}
@@ -216,8 +127,7 @@ def own_texts() -> Iterator[str]:
 def compare_types(length: int) -> list[dict[str, Any]]:
     """Each stored type against float32, both by llama.cpp: size, difference, divergence in nats per token."""
     model = random_model(fields_of("nano"))
-    vocabulary = model.config.vocab_size
-    tokens = torch.randint(0, vocabulary, (length,), generator=torch.Generator().manual_seed(1))
+    tokens = _tokens(model, length)
     exact = logits_by_llama_cpp(model, tokens, "f32").log_softmax(-1)
     found = []
     for kind in KINDS:
@@ -250,7 +160,7 @@ def compare_ids(tokenizer: Tokenizer, label: str) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "model.gguf"
         fathom.save_gguf(model, file, tokenizer, "f16")
-        theirs = Theirs(file, 32)
+        theirs = LlamaCpp(file, 32)
         other, back, count = [], [], 0
         for control in (False, True):
             for text in texts:
@@ -286,6 +196,7 @@ def main() -> None:
     for name, fields in cases.items():
         logits.append(compare_logits(name, random_model(fields), options.length))
         print(f"  {name}: {logits[-1]['largest difference']:.2e}", file=sys.stderr)
+    logits.append(compare_mtp(options.length))
     print(_logit_table(logits), "\n")
     types = compare_types(options.length)
     print(_type_table(types), "\n")
