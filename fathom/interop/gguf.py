@@ -52,7 +52,7 @@ def save_gguf(
     An existing GGUF file is replaced, anything else refused. Raises `ConfigError` for a model and `DataError` for a
     tokenizer that llama.cpp would treat otherwise, `CheckpointError` when the file cannot be written.
     """
-    kind = kind or _PLAIN[model.lm_head.weight.dtype]
+    kind = kind or _PLAIN.get(model.lm_head.weight.dtype, "f32")
     if kind not in KINDS:
         raise FathomError(f"type {kind!r} cannot be written; use one of {', '.join(KINDS)}")
     package = _package()
