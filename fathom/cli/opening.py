@@ -13,7 +13,7 @@ import fathom
 from fathom.cli.options import choose_device
 from fathom.data import Tokenizer
 from fathom.errors import CheckpointError
-from fathom.inference import Session, Step
+from fathom.inference import Engine, Step
 from fathom.model import Transformer
 from fathom.runs.folder import RunFolder
 from fathom.runs.saving import newest_model
@@ -30,15 +30,30 @@ class Speaker:
     step: Step | None
     """What reads single tokens faster than the model itself, on a CPU."""
 
-    def session(self) -> Session:
-        """A new text."""
-        return Session(self.model, self.step)
+    def engine(
+        self, speculate: int | None = None, max_memory: str = "4GiB", max_requests: int = 1
+    ) -> Engine:
+        """What answers with it."""
+        return Engine(
+            self.model,
+            self.tokenizer,
+            max_memory=max_memory,
+            speculate=speculate,
+            max_requests=max_requests,
+            single=self.step,
+        )
 
 
 def open_speaker(
-    run_or_dir: str | Path, device: str, compiled: bool = False, ema: bool = False
+    run_or_dir: str | Path,
+    device: str,
+    compiled: bool = False,
+    ema: bool = False,
+    mtp: bool | None = None,
 ) -> Speaker:
     """Load the model and tokenizer of a run folder, finished or not, or of an exported directory; `ema`: its average.
+
+    `mtp` False leaves MTP modules out.
 
     Raises `CheckpointError` when it holds no model, `DataError` when the tokenizer is missing.
     """
@@ -48,7 +63,7 @@ def open_speaker(
             f"--compile is for speaking on a CPU, this is {place}; leave it out"
         )
     dtype = torch.float32 if place.type == "cpu" else torch.bfloat16
-    model, tokenizer, origin = open_model(run_or_dir, dtype, mtp=False, ema=ema)
+    model, tokenizer, origin = open_model(run_or_dir, dtype, mtp=mtp, ema=ema)
     tokenizer = tokenizer or Tokenizer.load(origin)
     model = model.to(place, dtype).eval()
     if compiled:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import secrets
-from typing import Annotated
+from typing import Annotated, Any
 
 import torch
 import typer
@@ -16,6 +16,24 @@ RunOrDir = Annotated[
 ]
 Temperature = Annotated[float, typer.Option(help="0 takes the likeliest token always.")]
 TopP = Annotated[float, typer.Option(help="Draw among the likeliest that make up this share.")]
+TopK = Annotated[int, typer.Option(help="Draw among so many of the likeliest; 0: all.")]
+MinP = Annotated[float, typer.Option(help="Draw among those at least so likely as the likeliest.")]
+RepetitionPenalty = Annotated[
+    float, typer.Option(help="Above 1: tokens of prompt and answer become less likely.")
+]
+PresencePenalty = Annotated[float, typer.Option(help="Above 0: tokens of the answer too.")]
+FrequencyPenalty = Annotated[float, typer.Option(help="The same, for each time they are in it.")]
+Seed = Annotated[int | None, typer.Option(help="The same seed gives the same text.")]
+Stop = Annotated[
+    list[str] | None, typer.Option(help="Text that ends the answer; may be given several times.")
+]
+Speculate = Annotated[
+    int | None,
+    typer.Option(
+        min=0, help="Drafts by MTP modules; by default one for each module, where that is faster."
+    ),
+]
+MaxMemory = Annotated[str, typer.Option(help="For the cache and the work of a pass.")]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps.")]
 Compiled = Annotated[
     bool,
@@ -40,6 +58,7 @@ def choose_device(name: str) -> torch.device:
         raise FathomError(f"device {name!r} cannot be used here; try 'auto' or 'cpu'") from error
 
 
-def choose_sampling(temperature: float, top_p: float, seed: int | None) -> Sampling:
+def choose_sampling(seed: int | None, stop: list[str] | None, **wishes: Any) -> Sampling:
     """What the options ask for, with a seed of its own when none was given, so that it can be told."""
-    return Sampling(temperature, top_p, secrets.randbelow(2**31) if seed is None else seed)
+    own = secrets.randbelow(2**31) if seed is None else seed
+    return Sampling(seed=own, stop=tuple(stop or ()), **wishes)

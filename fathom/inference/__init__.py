@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from fathom.inference.engine import Delta, Engine, Output
-from fathom.inference.generate import Session, generate, stream
+from fathom.inference.generate import generate
 from fathom.inference.request import Ended, Request, Usage
 from fathom.inference.sampling import Sampling
 from fathom.inference.step import Step
@@ -15,9 +15,7 @@ __all__ = [
     "Output",
     "Request",
     "Sampling",
-    "Session",
     "Step",
     "Usage",
     "generate",
-    "stream",
 ]

@@ -19,7 +19,6 @@ from __future__ import annotations
 import secrets
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -31,9 +30,10 @@ from fathom.data.tokenizer import TOKENIZER_FILE
 from fathom.errors import GenerationError
 from fathom.inference.blocks import BlockPool
 from fathom.inference.choice import Choice, Logprob, choose, logprobs_of
+from fathom.inference.generate import evaluating
 from fathom.inference.memory import bytes_of, bytes_of_a_pass
 from fathom.inference.pages import Pages, TextPages
-from fathom.inference.prompts import Prompt, ids_of
+from fathom.inference.prompts import Prompt, check_length, ids_of
 from fathom.inference.request import Ended, Request, Usage
 from fathom.inference.sampling import Sampling
 from fathom.inference.scheduler import Limits, Scheduler, Share
@@ -203,6 +203,12 @@ class Engine:
             request.ended = Ended.ABORT
             self._end(request)
 
+    def room(self, prompt: Prompt) -> int:
+        """How many tokens an answer to the prompt may have, by the model's context and the cache."""
+        held = len(ids_of(prompt, self.tokenizer, self.config.vocab_size))
+        most = min(self.config.max_position_embeddings, self.pool.count * self.pool.size)
+        return max(most - held, 0)
+
     @property
     def busy(self) -> bool:
         """Whether any request has not ended."""
@@ -233,7 +239,7 @@ class Engine:
         if not shares:
             return []
         started = time.perf_counter()
-        with _evaluating(self.model):
+        with evaluating(self.model):
             self._follow_admissions(shares)
             read = self._read(shares)
             deltas, fresh = self._speak(shares, read)
@@ -435,21 +441,13 @@ class Engine:
 
     def _limit(self, prompt: int, wish: Sampling) -> int:
         """Tokens of the longest text that prompt and answer may be together; checked against all that bounds it."""
-        context = self.config.max_position_embeddings
-        if prompt >= context:
-            raise GenerationError(
-                f"a prompt of {prompt} tokens fills the model's context of {context}; shorten it"
-            )
-        limit = context if wish.max_new_tokens is None else prompt + wish.max_new_tokens
-        if limit > context:
-            raise GenerationError(
-                f"{prompt} tokens and max_new_tokens={wish.max_new_tokens} exceed the model's context of {context}; "
-                f"ask for at most {context - prompt} new tokens or shorten the prompt"
-            )
+        context, new = self.config.max_position_embeddings, wish.max_new_tokens
+        check_length(prompt, new, context)
+        limit = context if new is None else prompt + new
         room = self.pool.count * self.pool.size
-        if limit > room and wish.max_new_tokens is not None:
+        if limit > room and new is not None:
             raise GenerationError(
-                f"{prompt} tokens and max_new_tokens={wish.max_new_tokens} do not fit the cache of {room} tokens; "
+                f"{prompt} tokens and max_new_tokens={new} do not fit the cache of {room} tokens; "
                 f"raise max_memory or ask for fewer"
             )
         if prompt >= room:
@@ -498,17 +496,6 @@ class Engine:
 
 _LOGIT_ROWS = 128
 """Rows of a prompt whose logits exist at a time."""
-
-
-@contextmanager
-def _evaluating(model: Transformer) -> Iterator[None]:
-    """Within: nothing that is read counts towards the experts' load."""
-    training = model.training
-    model.eval()
-    try:
-        yield
-    finally:
-        model.train(training)
 
 
 def _opened(path: str | Path, tokenizer: Tokenizer | None) -> tuple[Transformer, Tokenizer | None]:

@@ -25,6 +25,7 @@ from fathom.kernels.paged_attention import (
     expand,
     expanded_attention_behind,
     latent_attention,
+    padded_latent_attention,
 )
 from fathom.model import ModelConfig
 from fathom.model.attention import Attention
@@ -110,14 +111,70 @@ class Pages:
         return views[0] if len(views) == 1 else torch.cat(views)
 
 
+SHORT = 512
+"""Keys up to which texts are attended to all at once, their entries copied side by side.
+
+A call costs some microseconds whatever it does, a copied key one more reading and a writing.
+"""
+FEW = 8
+"""Queries up to which a piece may be one of those."""
+
+
+class Crowd:
+    """Pieces with few queries and few keys each, padded to one shape: row b is piece b."""
+
+    def __init__(self, pieces: Sequence[Piece], device: torch.device) -> None:
+        T, S = (max(map(of, pieces)) for of in (lambda p: p.queries, lambda p: p.keys))
+        slots = torch.empty(len(pieces), S, dtype=torch.int64)
+        place = torch.zeros(len(pieces), T, dtype=torch.int64)
+        last = torch.zeros(len(pieces), T, dtype=torch.int64)
+        self.kept: list[int] = []
+        for b, piece in enumerate(pieces):
+            numbers = [slot for start, end in piece.runs for slot in range(start, end)]
+            padding = [numbers[0]] * (S - len(numbers))  # 0 times what is there, so it must be a number
+            slots[b] = torch.tensor(numbers + padding)
+            first = piece.keys - piece.queries
+            for t in range(piece.queries):
+                place[b, t], last[b, t] = len(self.kept) + t, first + t
+            self.kept += [b * T + t for t in range(piece.queries)]
+        self.slots_BS, self.place_BT = slots.to(device), place.to(device)
+        self.seen_BTS = (torch.arange(S) <= last[..., None]).to(device)
+        self.padded = len(self.kept) < len(pieces) * T
+        self.kept_M = torch.tensor(self.kept, device=device)
+
+    def attend(self, query_MHX: Tensor, cache_SX: Tensor) -> Tensor:
+        """Queries of the pieces one behind the other [M, H, X] -> what each attends to, likewise."""
+        cache_BSX = cache_SX[self.slots_BS].to(query_MHX.dtype)
+        out = padded_latent_attention(query_MHX[self.place_BT], cache_BSX, self.seen_BTS)
+        out = out.flatten(0, 1)
+        return out[self.kept_M] if self.padded else out
+
+
 class PagedPass:
     """`Cache` of one pass: where its rows go, and what each piece of them sees."""
 
     def __init__(self, pages: Pages, slots_N: Tensor, pieces: Sequence[Piece]) -> None:
         self.pages, self.slots_N = pages, slots_N
-        absorbing = [p for p in pieces if absorbing_pays(pages.config, p.queries, p.keys)]
-        self.expanding = [p for p in pieces if p not in absorbing]
-        self.absorbing = absorbing
+        self.expanding: list[Piece] = []
+        short, long = [], []
+        for piece in pieces:
+            if not absorbing_pays(pages.config, piece.queries, piece.keys):
+                self.expanding.append(piece)
+            elif piece.queries <= FEW and piece.keys <= SHORT:
+                short.append(piece)
+            else:
+                long.append(piece)
+        if len(short) == 1:
+            long, short = short + long, []
+        self.crowd = Crowd(short, slots_N.device) if short else None
+        self.long, self.absorbing = long, short + long
+        self.rows_M = self._rows(len(slots_N), slots_N.device)
+
+    def _rows(self, total: int, device: torch.device) -> Tensor | None:
+        """Numbers of the absorbed rows; None when they are all rows, in order."""
+        numbers = [row for piece in self.absorbing for row in range(piece.lo, piece.hi)]
+        in_order = numbers == list(range(total))
+        return None if in_order else torch.tensor(numbers, dtype=torch.int64, device=device)
 
     def attend(
         self, layer: Attention, q_raw: Tensor, latent: Tensor, k_rope: Tensor, context: Context
@@ -148,34 +205,31 @@ class PagedPass:
     def _absorbed(self, layer: Attention, q_raw: Tensor, context: Context, out: Tensor) -> None:
         """All other pieces: their queries are absorbed and their results expanded together."""
         shape, up_HUC = layer.shape, layer.up_by_head(q_raw.dtype)
-        rows = self._rows(q_raw.device)
-        whole = rows is None
-        q = q_raw.view(1, -1, shape.heads, shape.qk)
-        rotation = context.rotation
-        if not whole:
-            q, rotation = q[:, rows], rotation.rows(rows)
+        q, rotation = q_raw.view(1, -1, shape.heads, shape.qk), context.rotation
+        if self.rows_M is not None:
+            q, rotation = q[:, self.rows_M], rotation.rows(self.rows_M)
         q_rope = kernels.rotate(q[..., shape.nope :], rotation)[0]
-        query_NHX = torch.cat((absorb(q[0, ..., : shape.nope], up_HUC), q_rope), -1) * layer.scale
-        parts, at = [], 0
-        for piece in self.absorbing:
-            views = self.pages.views(layer.layer, piece.runs)
-            if views[0].dtype != query_NHX.dtype:
-                views = [view.to(query_NHX.dtype) for view in views]
-            parts.append(latent_attention(query_NHX[at : at + piece.queries], views))
-            at += piece.queries
-        attended = parts[0] if len(parts) == 1 else torch.cat(parts)
-        values = expand(attended[..., : layer.config.kv_lora_rank], up_HUC, shape.nope)
-        if whole:
+        query_MHX = torch.cat((absorb(q[0, ..., : shape.nope], up_HUC), q_rope), -1) * layer.scale
+        attended = self._attended(query_MHX, layer.layer)[..., : layer.config.kv_lora_rank]
+        values = expand(attended, up_HUC, shape.nope)
+        if self.rows_M is None:
             out[0] = values
         else:
-            out[0, rows] = values
+            out[0, self.rows_M] = values
 
-    def _rows(self, device: torch.device) -> Tensor | None:
-        """Numbers of the absorbed rows; None when they are all rows, in order."""
-        if not self.expanding:
-            return None
-        numbers = [row for piece in self.absorbing for row in range(piece.lo, piece.hi)]
-        return torch.tensor(numbers, device=device)
+    def _attended(self, query_MHX: Tensor, layer: int) -> Tensor:
+        """The crowd at once, then every long piece over its runs: [M, H, X]."""
+        parts, at = [], 0
+        if self.crowd is not None:
+            at = len(self.crowd.kept)
+            parts.append(self.crowd.attend(query_MHX[:at], self.pages.layers[layer]))
+        for piece in self.long:
+            views = self.pages.views(layer, piece.runs)
+            if views[0].dtype != query_MHX.dtype:
+                views = [view.to(query_MHX.dtype) for view in views]
+            parts.append(latent_attention(query_MHX[at : at + piece.queries], views))
+            at += piece.queries
+        return parts[0] if len(parts) == 1 else torch.cat(parts)
 
 
 class TextPages:

@@ -25,6 +25,21 @@ def ids_of(prompt: Prompt, tokenizer: Tokenizer | None, vocabulary: int) -> list
     return ids
 
 
+def check_length(prompt: int, new: int | None, context: int) -> None:
+    """Whether `prompt` tokens and `new` ones (None: at least one) fit the context; `GenerationError` if not."""
+    if new is not None and new < 1:
+        raise GenerationError(f"max_new_tokens={new} must be at least 1")
+    if prompt >= context:
+        raise GenerationError(
+            f"a prompt of {prompt} tokens fills the model's context of {context}; shorten it"
+        )
+    if new is not None and prompt + new > context:
+        raise GenerationError(
+            f"{prompt} tokens and max_new_tokens={new} exceed the model's context of {context}; "
+            f"ask for at most {context - prompt} new tokens or shorten the prompt"
+        )
+
+
 def _ids(prompt: Prompt, tokenizer: Tokenizer | None) -> list[int]:
     if not isinstance(prompt, str) and all(_is_id(part) for part in prompt):
         return list(prompt)  # type: ignore[arg-type]

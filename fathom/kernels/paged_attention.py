@@ -79,6 +79,18 @@ def _joined(parts: list[Tensor]) -> Tensor:
     return parts[0].contiguous() if len(parts) == 1 else torch.cat(parts, dim=1)
 
 
+def padded_latent_attention(query_BTHX: Tensor, cache_BSX: Tensor, seen_BTS: Tensor) -> Tensor:
+    """The same of many texts at once, in few calls: padded queries, padded copies of their caches.
+
+    `seen_BTS` (bool) says which keys a query sees; each must see one. [B, T, H, X].
+    """
+    B, T, H, X = query_BTHX.shape
+    scores = torch.bmm(query_BTHX.reshape(B, T * H, X), cache_BSX.transpose(1, 2)).float()
+    scores = scores.view(B, T, H, -1).masked_fill_(~seen_BTS[:, :, None], float("-inf"))
+    weights = scores.softmax(-1).to(query_BTHX.dtype)
+    return torch.bmm(weights.view(B, T * H, -1), cache_BSX).view(B, T, H, X)
+
+
 def absorb(q_nope_NHP: Tensor, up_HUC: Tensor) -> Tensor:
     """W_UK^T q of each head: [N, H, C]; `up_HUC` holds W_UK in its first P rows, then W_UV."""
     P = q_nope_NHP.shape[2]

@@ -74,12 +74,11 @@ def test_generate_prints_the_prompt_and_its_continuation(
     report = json.loads(capsys.readouterr().out)
     assert status_of(*ask(run / "model", "--seed", 1)) == 0
     assert capsys.readouterr().out == f"def greet{report['text']}\n"
-    assert (
-        report["new_tokens"] == len(report["token_ids"]) == 12
-        and report["finish_reason"] == "length"
-    )
-    tokenizer = Tokenizer.load(run / "model")
-    assert report["text"] == tokenizer.decode(report["token_ids"])
+    ids, tokenizer = report["token_ids"], Tokenizer.load(run / "model")
+    assert report["new_tokens"] == len(ids) <= 12
+    ended = ids[-1] == tokenizer.eos_id
+    assert report["finish_reason"] == ("stop" if ended else "length") and ended == (len(ids) < 12)
+    assert report["text"] == tokenizer.decode(ids[:-1] if ended else ids)
     assert report["tokens_per_second"] > 0 and report["prompt"] == "def greet"
 
 
@@ -99,9 +98,7 @@ def test_greedy_generate_equals_the_library(run: Path, capsys: pytest.CaptureFix
     expected = generate(
         fathom.load(run / "model", torch.float32), tokenizer.encode("def greet"), 12
     )
-    assert ids == expected[: len(ids)] and (
-        len(ids) == 12 or expected[len(ids)] == tokenizer.eos_id
-    )
+    assert ids == expected[: len(ids)] and (len(ids) == 12 or ids[-1] == tokenizer.eos_id)
 
 
 def test_without_a_length_the_context_is_not_exceeded(
@@ -191,18 +188,20 @@ def test_end_of_input_leaves(
 def test_chat_form_grows_the_released_conversation(run: Path) -> None:
     speaker = open_speaker(run, "cpu")
     tokenizer = speaker.tokenizer
-    talk = Conversation(speaker, Form.CHAT, 5, Sampling(seed=0))
+    talk = Conversation(speaker, speaker.engine(), Form.CHAT, Sampling(seed=0, max_new_tokens=5))
     first = "".join(talk.answer("Hello, <｜User｜>"))
-    read_before = talk.session._cache.length
     "".join(talk.answer("name"))
-    ids = talk.session.ids
+    ids = talk.ids
     asked = chat_ids(tokenizer, [{"role": "user", "content": "Hello, <｜User｜>"}])
     second = chat_ids(tokenizer, [{"role": "user", "content": "name"}])[1:]
     assert ids[: len(asked)] == asked
     start = next(i for i in range(len(asked), len(ids)) if ids[i : i + len(second)] == second)
     assert ids[start - 1] == tokenizer.eos_id  # also after an answer that was cut short
     assert tokenizer.decode(ids[len(asked) : start - 1]) == first
-    assert read_before >= len(asked) and talk.session._cache.length == len(ids) - 1
+    assert talk.last is not None
+    assert talk.last.usage.cached_tokens == (start - 2) // 16 * 16 > 0  # only what is new was read
+    said = "".join(talk.again())
+    assert talk.ids[: start + len(second)] == ids[: start + len(second)] and isinstance(said, str)
 
 
 def test_ctrl_c_stops_an_answer_and_the_talk_goes_on(

@@ -7,9 +7,7 @@ import torch
 
 import fathom
 from fathom.errors import GenerationError
-from fathom.inference import Sampling, Session, generate, stream
-
-GREEDY = Sampling(temperature=0.0)
+from fathom.inference import Sampling, generate
 
 
 @pytest.fixture(scope="module")
@@ -58,49 +56,15 @@ def test_a_cache_that_grows_says_the_same(model: fathom.Transformer) -> None:
     assert generate(model, prompt, 20) == naive_greedy(model, prompt, 20)
 
 
-def test_a_text_in_parts_equals_the_text_at_once(model: fathom.Transformer) -> None:
-    session = Session(model)
-    said = [1, 2, 3, *session.stream([1, 2, 3], 5, GREEDY)]
-    said += [9, 8, 7, 6, *session.stream([9, 8, 7, 6], 5, GREEDY)]
-    assert session.ids == said
-    assert said[-5:] == naive_greedy(model, said[:-5], 5)
-    assert session._cache.length == len(said) - 1  # all but the last token were read, none twice
-
-
-def test_an_interrupted_answer_can_be_gone_on_from(
-    model: fathom.Transformer, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    session = Session(model)
-    answer = session.stream([4, 5], 10, GREEDY)
-    next(answer), next(answer)
-    with monkeypatch.context() as patch:
-        patch.setattr(model.model.layers[2], "forward", _interrupt)
-        with pytest.raises(KeyboardInterrupt):
-            next(answer)
-    assert list(session.stream([6], 4, GREEDY)) == naive_greedy(model, session.ids[:5], 4)
-
-
-def _interrupt(*_: object) -> None:
-    raise KeyboardInterrupt
-
-
 def test_seeded_sampling_repeats(model: fathom.Transformer) -> None:
-    runs = [generate(model, [1, 2], 30, Sampling(1.0, 0.95, seed)) for seed in (1, 1, 2)]
+    runs = [generate(model, [1, 2], 30, Sampling(1.0, 0.95, seed=seed)) for seed in (1, 1, 2)]
     assert runs[0] == runs[1] != runs[2]
 
 
-def test_stop_token_ends_and_is_not_yielded(model: fathom.Transformer) -> None:
+def test_stop_token_ends_and_is_left_out(model: fathom.Transformer) -> None:
     free = generate(model, [1, 2, 3], 20)
     stop = free[4]
-    session = Session(model)
-    found = list(session.stream([1, 2, 3], 20, GREEDY, {stop}))
-    assert found == free[: free.index(stop)] and session.ids[-1] == stop
-
-
-def test_tokens_come_one_by_one(model: fathom.Transformer) -> None:
-    session = Session(model)
-    next(session.stream([1, 2, 3], 100, GREEDY))
-    assert len(session.ids) == 4
+    assert generate(model, [1, 2, 3], 20, stop_ids={stop}) == free[: free.index(stop)]
 
 
 def test_a_sample_in_the_middle_of_training_leaves_no_trace(model: fathom.Transformer) -> None:
@@ -128,9 +92,8 @@ def test_requests_that_cannot_be_answered(
     model: fathom.Transformer, prompt: list[int], count: int, message: str
 ) -> None:
     with pytest.raises(GenerationError, match=message):
-        stream(model, prompt, count)  # at once, not at the first token
+        generate(model, prompt, count)
 
 
 def test_the_context_can_be_used_up(model: fathom.Transformer) -> None:
-    session = Session(model)
-    assert len(list(session.stream([1] * 590, 10, GREEDY))) == 10 and session.room == 0
+    assert len(generate(model, [1] * 590, 10)) == 10

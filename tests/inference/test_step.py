@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 import fathom
-from fathom.inference import Sampling, Session, Step, generate
+from fathom.inference import Engine, Sampling, Step, generate
 from fathom.inference.step import LONG, attend
 from tests.model.tiny import random_fields, tiny_model
 
@@ -92,11 +92,13 @@ def test_the_model_itself_still_says_the_same() -> None:
         assert (model(texts()).logits - expected).abs().max() <= 1e-5
 
 
-def test_a_session_says_the_same_with_and_without() -> None:
+@pytest.mark.parametrize("block_size", [4, 64])
+def test_an_engine_says_the_same_with_it(block_size: int) -> None:
     model = make_model()
-    greedy = Sampling(temperature=0.0)
-    expected = generate(model, [1, 2, 3], 40, greedy)
-    assert list(Session(model, Step(model)).stream([1, 2, 3], 40, greedy)) == expected
+    expected = generate(model, [1, 2, 3], 40)
+    engine = Engine(model, single=Step(model), block_size=block_size)
+    wish = Sampling(temperature=0.0, max_new_tokens=40, ignore_eos=True)
+    assert next(engine.generate([[1, 2, 3]], wish)).token_ids == expected
 
 
 def test_what_it_suits() -> None:

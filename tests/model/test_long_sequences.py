@@ -10,8 +10,6 @@ import pytest
 import torch
 
 import fathom
-from fathom.inference.generate import Session
-from fathom.inference.sampling import Sampling
 from fathom.kernels import attention, cross_entropy
 from fathom.model.context import padded_segments
 from fathom.train.positions import loss_by_position
@@ -42,12 +40,13 @@ def step(model: fathom.Transformer, T: int, documents: int = 1) -> Callable[[], 
 
 def reading(model: fathom.Transformer, T: int) -> Callable[[], None]:
     """Half a prompt, and half of it again behind the first."""
-    ids = random_tokens(1, T)[0].tolist()
+    tokens = random_tokens(1, T)
 
     def work() -> None:
-        session = Session(model)
-        for half in (ids[: T // 2], ids[T // 2 :]):
-            list(session.stream(half, 1, Sampling(temperature=0.0)))
+        cache = fathom.LatentCache(model.config, 1, T)
+        with torch.no_grad():
+            for half in tokens.split(T // 2, dim=1):
+                model.lm_head(model.trunk(half, cache=cache, mtp=False).hidden[:, -1])
 
     return work
 
