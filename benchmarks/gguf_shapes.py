@@ -2,8 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
+import torch
+from torch import Tensor
+
+import fathom
+from fathom.model.moe import MoE
+from fathom.model.router import affinities
+
+CLEAR = 1e-5
+"""The least margin of every choice of experts: programs that round differently still choose alike."""
 TINY: dict[str, Any] = {
     "vocab_size": 1024,
     "hidden_size": 64,
@@ -79,3 +88,65 @@ SHAPES: dict[str, dict[str, Any]] = {
     "V2, no groups": V2,
     "V2, YaRN, no query latent": V2 | {"q_lora_rank": None, "rope_scaling": YARN},
 }
+
+
+def draw(fields: dict[str, Any], length: int) -> tuple[fathom.Transformer, Tensor]:
+    """A random model and tokens [T] on which each of its choices of experts is clear."""
+    config = fathom.ModelConfig(**fields)
+    generator = torch.Generator().manual_seed(1)
+    tokens = torch.randint(0, config.vocab_size, (length,), generator=generator)
+    for seed in range(100):
+        model = random_model(fields, seed)
+        if _least_margin(model, tokens) >= CLEAR:
+            return model, tokens
+    raise RuntimeError(f"no clear choices in 100 models of {length} tokens; use fewer tokens")
+
+
+def random_model(fields: dict[str, Any], seed: int = 0) -> fathom.Transformer:
+    """Every tensor random, norms and (also negative) router biases included."""
+    torch.manual_seed(seed)
+    model = fathom.Transformer(fathom.ModelConfig(**fields)).eval()
+    with torch.no_grad():
+        for name, tensor in model.state_dict().items():
+            if "norm" in name:
+                tensor.normal_(1.0, 0.2)
+            elif tensor.dim() == 1:
+                tensor.normal_(0.0, 0.2)
+            else:
+                tensor.normal_(0.0, 1.2 * tensor.shape[-1] ** -0.5)
+    return model
+
+
+def _least_margin(model: fathom.Transformer, tokens: Tensor) -> float:
+    """By how much the last expert or group chosen is ahead of the first that is not, over all tokens and layers."""
+    margins = [float("inf")]
+    blocks = [cast(MoE, module) for module in model.modules() if isinstance(module, MoE)]
+    for block in blocks:
+
+        def look(moe: MoE, _: Any, logits: Tensor) -> None:
+            bias = moe.gate.e_score_correction_bias
+            scores = affinities(logits.flatten(0, -2), model.config)
+            margins.append(_margin(scores if bias is None else scores + bias, model.config))
+
+        block.gate.register_forward_hook(lambda _, x, y, moe=block: look(moe, x, y))
+    with torch.inference_mode():
+        model(tokens[None])
+    for block in blocks:
+        block.gate._forward_hooks.clear()
+    return min(margins)
+
+
+def _margin(choice_NE: Tensor, config: fathom.ModelConfig) -> float:
+    """Of one layer's biased scores: the lesser of the groups' margin and the experts'."""
+    groups, kept = config.n_group, config.topk_group
+    least = float("inf")
+    if config.topk_method == "noaux_tc" and kept < groups:
+        grouped = choice_NE.unflatten(-1, (groups, -1))
+        best = grouped.topk(2).values.sum(-1).sort(descending=True)
+        least = float((best.values[:, kept - 1] - best.values[:, kept]).min())
+        allowed = torch.zeros_like(best.values, dtype=torch.bool)
+        allowed.scatter_(-1, best.indices[:, :kept], True)
+        choice_NE = grouped.masked_fill(~allowed[..., None], float("-inf")).flatten(-2)
+    ordered = choice_NE.sort(descending=True).values
+    K = config.num_experts_per_tok
+    return min(least, float((ordered[:, K - 1] - ordered[:, K]).min()))

@@ -1,9 +1,10 @@
 """That llama.cpp computes from our GGUF files what we compute: logits at every position, and token ids of texts.
 
 Random tiny models of many shapes, and the recipe shapes, are written as float32 and read by llama.cpp with a float32
-cache; the mark is a largest difference of 1e-3. The stored types are compared with float32 on one of them. Texts are
-the repository's own files and some hard ones. Needs llama-cpp-python, which builds llama.cpp (a quarter of an hour):
-`python benchmarks/gguf_vs_llama_cpp.py --help`.
+cache; the mark is a largest difference of 1e-3. A choice of experts that hangs on less than rounding would show as a
+difference, so models are drawn until there is none. Texts are the repository's own files and some hard ones. With
+`--model`, what each stored type costs a trained model. Needs llama-cpp-python, which builds llama.cpp (a quarter of an
+hour): `python benchmarks/gguf_vs_llama_cpp.py --help`.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from gguf_shapes import SHAPES, TINY
+from gguf_shapes import SHAPES, TINY, draw, random_model
 from harness import describe, environment, table, write_json
 from llama_cpp_side import LlamaCpp, mtp_logits
 from torch import Tensor
@@ -28,6 +29,7 @@ from fathom.interop.gguf import KINDS
 ROOT = Path(__file__).resolve().parents[1]
 MARK = 1e-3
 RECIPES = ("nano", "mini")
+CODE = "fathom/interop/*.py"
 HARD_TEXTS = (
     "",
     " ",
@@ -44,24 +46,9 @@ HARD_TEXTS = (
 )
 
 
-def random_model(changes: dict[str, Any], seed: int = 0) -> fathom.Transformer:
-    """Every tensor random, norms and (also negative) router biases included."""
-    torch.manual_seed(seed)
-    model = fathom.Transformer(fathom.ModelConfig(**changes)).eval()
-    with torch.no_grad():
-        for name, tensor in model.state_dict().items():
-            if "norm" in name:
-                tensor.normal_(1.0, 0.2)
-            elif tensor.dim() == 1:
-                tensor.normal_(0.0, 0.2)
-            else:
-                tensor.normal_(0.0, 1.2 * tensor.shape[-1] ** -0.5)
-    return model
-
-
-def compare_logits(name: str, model: fathom.Transformer, length: int) -> dict[str, Any]:
+def compare_logits(name: str, fields: dict[str, Any], length: int) -> dict[str, Any]:
     """Largest difference over all positions and rows."""
-    tokens = _tokens(model, length)
+    model, tokens = draw(fields, length)
     with torch.inference_mode():
         ours = model(tokens[None], mtp=False).logits[0]
     return _difference(name, model, ours, logits_by_llama_cpp(model, tokens, "f32"))
@@ -92,8 +79,7 @@ def logits_by_llama_cpp(model: fathom.Transformer, tokens: Tensor, kind: str) ->
 
 def compare_mtp(length: int) -> dict[str, Any]:
     """The MTP module of a tiny model, written on demand."""
-    model = random_model(TINY | {"num_nextn_predict_layers": 1})
-    tokens = _tokens(model, length)
+    model, tokens = draw(TINY | {"num_nextn_predict_layers": 1}, length)
     with torch.inference_mode():
         ours = model(tokens[None]).mtp_logits[0][0]
     with tempfile.TemporaryDirectory() as folder:
@@ -101,11 +87,6 @@ def compare_mtp(length: int) -> dict[str, Any]:
         fathom.save_gguf(model, file, tokenizer_of(model.config.vocab_size), "f32", mtp=True)
         theirs = mtp_logits(file, tokens.tolist())
     return _difference("MTP module", model, ours, theirs)
-
-
-def _tokens(model: fathom.Transformer, length: int) -> Tensor:
-    generator = torch.Generator().manual_seed(1)
-    return torch.randint(0, model.config.vocab_size, (length,), generator=generator)
 
 
 _TOKENIZERS: dict[int, Tokenizer] = {}
@@ -124,28 +105,37 @@ def own_texts() -> Iterator[str]:
             yield path.read_text(encoding="utf-8")
 
 
-def compare_types(length: int) -> list[dict[str, Any]]:
-    """Each stored type against float32, both by llama.cpp: size, difference, divergence in nats per token."""
-    model = random_model(fields_of("nano"))
-    tokens = _tokens(model, length)
-    exact = logits_by_llama_cpp(model, tokens, "f32").log_softmax(-1)
-    found = []
+def compare_types(place: Path, length: int) -> list[dict[str, Any]]:
+    """Each stored type of a trained model by llama.cpp, on our own code: size, loss, divergence from our float32."""
+    model, tokenizer = fathom.load(place, torch.float32, mtp=False), Tokenizer.load(place)
+    ids = tokenizer.encode("".join(path.read_text() for path in sorted(ROOT.glob(CODE))))
+    tokens = torch.tensor(ids[:length])
+    with torch.inference_mode():
+        exact = model(tokens[None]).logits[0].log_softmax(-1)
+    found = [
+        {
+            "type": "ours, float32",
+            "bytes": 4 * model.num_parameters(),
+            **_losses(exact, exact, tokens),
+        }
+    ]
     for kind in KINDS:
-        other = logits_by_llama_cpp(model, tokens, kind).log_softmax(-1)
         with tempfile.TemporaryDirectory() as folder:
             file = Path(folder) / "model.gguf"
-            fathom.save_gguf(model, file, None, kind)
-            size = file.stat().st_size
-        divergence = (exact.exp() * (exact - other)).sum(-1).mean()
-        found.append(
-            {
-                "type": kind,
-                "bytes": size,
-                "largest difference": float((exact - other).abs().max()),
-                "divergence": float(divergence),
-            }
-        )
+            fathom.save_gguf(model, file, tokenizer, kind)
+            theirs = LlamaCpp(file, length)
+            other = theirs.logits(tokens.tolist(), length).log_softmax(-1)
+            theirs.close()
+            row = {"type": kind, "bytes": file.stat().st_size}
+        found.append(row | _losses(exact, other, tokens))
     return found
+
+
+def _losses(exact: Tensor, other: Tensor, tokens: Tensor) -> dict[str, float]:
+    """Nats per token: of the text, and of `other` from `exact`, both log probabilities [T, V]."""
+    loss = -other[:-1].gather(-1, tokens[1:, None]).mean()
+    divergence = (exact.exp() * (exact - other)).sum(-1).mean()
+    return {"loss": float(loss), "divergence": float(divergence)}
 
 
 def fields_of(recipe: str) -> dict[str, Any]:
@@ -184,6 +174,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--length", type=int, default=256, help="tokens of each tiny model")
     parser.add_argument("--recipes", default=",".join(RECIPES), help="recipe shapes to add")
+    parser.add_argument("--model", type=Path, help="exported directory: what types cost it")
+    parser.add_argument("--text", type=int, default=2000, help="tokens of code that it reads")
     parser.add_argument("--tokenizer", type=Path, help="one more tokenizer.json, as the released")
     parser.add_argument("--json", type=Path, help="write all numbers here")
     options = parser.parse_args()
@@ -194,11 +186,11 @@ def main() -> None:
     cases |= {f"recipe {name}": fields_of(name) for name in options.recipes.split(",") if name}
     logits = []
     for name, fields in cases.items():
-        logits.append(compare_logits(name, random_model(fields), options.length))
+        logits.append(compare_logits(name, fields, options.length))
         print(f"  {name}: {logits[-1]['largest difference']:.2e}", file=sys.stderr)
     logits.append(compare_mtp(options.length))
     print(_logit_table(logits), "\n")
-    types = compare_types(options.length)
+    types = compare_types(options.model, options.text) if options.model else []
     print(_type_table(types), "\n")
     tokenizers = [compare_ids(tokenizer_of(2048), "learned here")]
     if options.tokenizer:
@@ -238,12 +230,12 @@ def _logit_table(rows: list[dict[str, Any]]) -> str:
 
 def _type_table(rows: list[dict[str, Any]]) -> str:
     return table(
-        ["type", "MB", "largest difference of log probabilities", "divergence, nats per token"],
+        ["type", "MB", "loss, nats per token", "divergence from ours, nats per token"],
         [
             [
                 row["type"],
                 f"{row['bytes'] / 1e6:.1f}",
-                f"{row['largest difference']:.1e}",
+                f"{row['loss']:.4f}",
                 f"{row['divergence']:.1e}",
             ]
             for row in rows

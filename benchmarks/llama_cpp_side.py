@@ -47,7 +47,11 @@ class LlamaCpp:
         return self.llama.tokenize(text.encode(), add_bos=False, special=control)
 
     def decode(self, ids: list[int]) -> str:
-        return self.llama.detokenize(ids, special=True).decode(errors="replace")
+        """Text of ids, control tokens spelled out (the package's own method cuts tokens at 32 bytes)."""
+        tokens, room = (ctypes.c_int32 * len(ids))(*ids), 64 * len(ids) + 64
+        buffer, vocabulary = ctypes.create_string_buffer(room), self.llama._model.vocab
+        size = llama_cpp.llama_detokenize(vocabulary, tokens, len(ids), buffer, room, False, True)
+        return buffer.raw[:size].decode(errors="replace")
 
     def close(self) -> None:
         self.llama.close()
