@@ -10,6 +10,7 @@ hour): `python benchmarks/gguf_vs_llama_cpp.py --help`.
 from __future__ import annotations
 
 import argparse
+import random
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -143,7 +144,9 @@ def fields_of(recipe: str) -> dict[str, Any]:
 
 
 def compare_ids(tokenizer: Tokenizer, label: str) -> dict[str, Any]:
-    """Texts that llama.cpp cuts otherwise, control tokens read and not read; and texts that come back otherwise."""
+    """Texts that llama.cpp cuts otherwise, control tokens read and not read; texts that come back otherwise; and how
+    many strings of random characters it cuts otherwise (newer characters than its tables have).
+    """
     size = max(tokenizer.vocab_size, TINY["vocab_size"])
     model = random_model(TINY | {"vocab_size": size})
     texts = [*HARD_TEXTS, *own_texts()]
@@ -160,6 +163,8 @@ def compare_ids(tokenizer: Tokenizer, label: str) -> dict[str, Any]:
                     other.append(text[:60])
                 if theirs.decode(ids) != text:
                     back.append(text[:60])
+        strings = list(random_strings(3000))
+        unlike = [text for text in strings if theirs.encode(text, False) != tokenizer.encode(text)]
         theirs.close()
     return {
         "tokenizer": label,
@@ -167,7 +172,21 @@ def compare_ids(tokenizer: Tokenizer, label: str) -> dict[str, Any]:
         "ids": count,
         "other ids": other,
         "other text": back,
+        "strings": len(strings),
+        "other ids of strings": unlike,
     }
+
+
+def random_strings(count: int) -> Iterator[str]:
+    """Up to 40 characters from all over Unicode, blanks and line ends among them."""
+    draw = random.Random(0)
+    ranges = [(0x20, 0x7F), (0xA0, 0x2000), (0x2000, 0xD7FF), (0x1F000, 0x1FAFF)]
+    blanks = "\t\n\r \u0085\u00a0\u200b\u3000\ufeff"
+    for _ in range(count):
+        kinds = [draw.randrange(5) for _ in range(draw.randrange(1, 40))]
+        yield "".join(
+            draw.choice(blanks) if k == 4 else chr(draw.randrange(*ranges[k])) for k in kinds
+        )
 
 
 def main() -> None:
@@ -245,7 +264,15 @@ def _type_table(rows: list[dict[str, Any]]) -> str:
 
 def _id_table(rows: list[dict[str, Any]]) -> str:
     return table(
-        ["tokenizer", "texts", "ids", "texts with other ids", "that come back otherwise"],
+        [
+            "tokenizer",
+            "texts",
+            "ids",
+            "with other ids",
+            "that come back otherwise",
+            "random strings",
+            "with other ids",
+        ],
         [
             [
                 row["tokenizer"],
@@ -253,6 +280,8 @@ def _id_table(rows: list[dict[str, Any]]) -> str:
                 f"{row['ids']:,}",
                 str(len(row["other ids"])),
                 str(len(row["other text"])),
+                str(row["strings"]),
+                str(len(row["other ids of strings"])),
             ]
             for row in rows
         ],
