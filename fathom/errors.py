@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from difflib import get_close_matches
+
 
 class FathomError(Exception):
     """Anything fathom refuses to do; the command line prints it as one line, without a traceback."""
@@ -25,3 +28,14 @@ class RecipeError(FathomError, ValueError):
 
 class GenerationError(FathomError, ValueError):
     """A request the model cannot answer, for example one longer than its context."""
+
+
+def did_you_mean(name: str, known: Iterable[str], otherwise: str = "known are") -> str:
+    """The remedy for a name that there is not: the nearest one that there is, or `otherwise` and all of them.
+
+    >>> did_you_mean("nanno", ["mini", "nano"])
+    "did you mean 'nano'?"
+    """
+    names = list(known)
+    near = get_close_matches(name, names, n=1)
+    return f"did you mean {near[0]!r}?" if near else f"{otherwise} {', '.join(names)}"

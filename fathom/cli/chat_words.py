@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from dataclasses import fields, replace
+from typing import Any
 
 from fathom.cli.console import show
 from fathom.errors import GenerationError
@@ -39,13 +40,16 @@ def changed(sampling: Sampling, words: str) -> Sampling:
         return sampling
     name, _, value = words.strip().replace("=", " ").partition(" ")
     if name not in SETTINGS or not value.strip():
-        raise GenerationError(f"/set {words.strip()}: write /set NAME VALUE, NAME one of {', '.join(SETTINGS)}")
+        raise GenerationError(
+            f"/set {words.strip()}: write /set NAME VALUE, NAME one of {', '.join(SETTINGS)}"
+        )
     whole = {field.name for field in fields(Sampling) if "int" in str(field.type)}
     try:
         number = int(value) if name in whole else float(value)
     except ValueError as error:
         raise GenerationError(f"/set {name}: {value.strip()!r} is not a number") from error
-    return replace(sampling, **{name: number})
+    wanted: dict[str, Any] = {name: number}
+    return replace(sampling, **wanted)
 
 
 def summary(request: Request, seconds: float) -> str:

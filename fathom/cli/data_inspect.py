@@ -1,12 +1,13 @@
-"""`fathom data inspect DIR`: what a prepared folder holds."""
+"""`fathom data inspect DIR`: what a prepared folder holds, in 80 columns."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import numpy as np
 import typer
+from rich import box
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -19,6 +20,7 @@ from fathom.data.shards import Tokens
 _FREQUENT = 20
 _SHOWN_TOKENS = 200
 _BAR = 30
+_QUOTED = 60
 
 
 def inspect(
@@ -32,37 +34,60 @@ def inspect(
     side = SIDES[held_out]
     tokens = data.tokens(side, source)
     console = Console(highlight=False)
-    console.print(_sources(data), _lengths(tokens), _frequent(data, tokens))
+    for part in (
+        _sources(data),
+        _origins(data),
+        "",
+        _lengths(tokens),
+        "",
+        _frequent(data, tokens),
+        "",
+    ):
+        console.print(part)
     for name in data.names if source is None else (source,):
         for sample in inspection.samples(folder, data, side, name, documents, _SHOWN_TOKENS):
             _show_sample(console, data, sample)
+    console.print()
     console.print(_rejects(folder, source))
 
 
 def _table(title: str, *columns: str) -> Table:
-    table = Table(title=title, title_justify="left", title_style="bold")
+    """Columns of numbers, and of text where "<" stands before the heading; two blanks between them and no frame."""
+    table = Table(
+        title=title, title_justify="left", title_style="bold",
+        box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0),
+    )  # fmt: skip
     for column in columns:
         text = column.startswith("<")
-        table.add_column(column.lstrip("<"), justify="left" if text else "right")
+        table.add_column(column.lstrip("<"), justify="left" if text else "right", no_wrap=not text)
     return table
 
 
 def _sources(data: TokenData) -> Table:
     table = _table(
-        "sources", "<name", "<of", "weight", "documents", "tokens", "bytes per token", "held out"
-    )
+        "sources", "<name", "weight", "documents", "tokens", "bytes per\ntoken",
+        "held-out\ntokens", "<held\nout",
+    )  # fmt: skip
+    weights = data.manifest["weights"]
     for name, source in data.manifest["sources"].items():
         count = sum(source["tokens"].values())
         table.add_row(
             name,
-            source["path"],
-            f"{data.manifest['weights'].get(name, 0):g}" if data.manifest["weights"] else "by size",
+            f"{weights.get(name, 0):g}" if weights else "by size",
             f"{source['documents']['train']:,}",
             f"{source['tokens']['train']:,}",
             f"{sum(source['bytes'].values()) / max(1, count):.2f}",
-            f"{source['tokens']['held_out']:,} tokens ({source['held_out_kind']})",
+            f"{source['tokens']['held_out']:,}",
+            source["held_out_kind"],
         )
     return table
+
+
+def _origins(data: TokenData) -> Text:
+    """Where each source lay; paths are too long for a column."""
+    sources: dict[str, Any] = data.manifest["sources"]
+    lines = [f"{name}: {source['path']}" for name, source in sources.items()]
+    return Text("\n".join(lines), style="dim", overflow="fold")
 
 
 def _lengths(tokens: Tokens) -> Table:
@@ -100,11 +125,18 @@ def _visible(text: str) -> str:
 
 
 def _rejects(folder: Path, source: str | None) -> Table:
+    """How many of each kind, and under it the first of them."""
     counts, first = inspection.reject_summary(folder)
-    table = _table("left out", "<source", "<kind", "<reason", "documents", "<for example")
-    for key, count in counts.most_common():
-        if source in (None, key[0]):
-            line = first[key]
-            example = f"{line['place']}: {line['reason']}: {line['quote'][:60]!r}"
-            table.add_row(key[0], key[1], key[2], f"{count:,}", Text(example))
+    table = _table("left out", "documents", "<of which source, and why")
+    for (name, kind, reason), count in counts.most_common():
+        if source in (None, name):
+            line = first[name, kind, reason]
+            why = f"{name}: {kind}" + (f", {reason}" if reason else "")
+            table.add_row(f"{count:,}", Text.assemble(why, (f"\n{_example(line)}", "dim")))
     return table
+
+
+def _example(line: dict[str, Any]) -> str:
+    """Of an unreadable record the reason is in the line above already."""
+    why = "" if line["kind"] == "unreadable" else f"{line['reason']}: "
+    return f"{line['place']}: {why}{line['quote'][:_QUOTED]!r}"

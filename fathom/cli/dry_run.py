@@ -6,7 +6,7 @@ from pathlib import Path
 
 from fathom.cli.options import choose_device
 from fathom.planning.describe import duration, human
-from fathom.runs.execute import compute_dtype
+from fathom.runs.machine import compute_dtype
 from fathom.runs.recipe import Recipe
 from fathom.runs.timeline import Span
 

@@ -20,6 +20,7 @@ from fathom.data import TokenData, Tokenizer
 from fathom.errors import DataError, FathomError
 from fathom.evaluation.haystack import Form, Pairs, PassKey
 from fathom.evaluation.needle import Grid, even_depths, needle_grid
+from fathom.pictures import check_picture
 from fathom.runs.folder import RunFolder
 
 SHADES = ((0.9, "black on green"), (0.5, "black on yellow"), (0.0, "white on red"))
@@ -56,6 +57,8 @@ def needle(
     device: Device = "auto",
 ) -> None:
     """Hide a needle in texts of several lengths at several depths, and count how often it is found."""
+    if out:
+        check_picture(out)
     model, tokenizer, origin = open_model(run_or_dir, mtp=False)
     tokenizer, model = tokenizer or Tokenizer.load(origin), model.to(choose_device(device))
     limit = model.config.max_position_embeddings

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from fathom.data.draws import uniform
+from fathom.data.draws import check_rate, uniform
 from fathom.data.tokenizer import Tokenizer
 from fathom.errors import DataError
 
@@ -64,8 +64,7 @@ class MergedTokens:
 
     def check(self, rate: float) -> None:
         """Raise `DataError` for a rate that cannot be."""
-        if not 0 <= rate <= 1:
-            raise DataError(f"split_rate={rate} is not a share; use 0 to switch it off, or up to 1")
+        check_rate("split_rate", rate)
         if rate and not len(self.parts):
             raise DataError(
                 f"split_rate={rate}, but the tokenizer has no token that joins punctuation and line ends; "

@@ -12,9 +12,23 @@ from hashlib import blake2b
 
 import numpy as np
 
+from fathom.errors import DataError
+
+
+def check_rate(name: str, rate: float) -> None:
+    """Raise `DataError` for a rate outside [0, 1]."""
+    if not 0 <= rate <= 1:
+        raise DataError(f"{name}={rate} is not a share; use 0 to switch it off, or up to 1")
+
 
 def key_of(text: str, seed: int) -> int:
-    """A key of 64 bits for a document."""
+    """A key of 64 bits for a document.
+
+    Not a half of `Split.hash`, though that is a hash of the same text: blake2b takes its key and its length into what
+    it computes, so neither is a part of the other, and to take one for both would change the order of all prepared
+    data or the text that tokenizers are trained on. They are also meant to be independent: a choice of
+    documents must not be one of sides.
+    """
     digest = blake2b(text.encode(), digest_size=8, key=f"draws {seed}".encode()).digest()
     return int.from_bytes(digest)
 

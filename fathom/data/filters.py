@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
-from fathom.errors import DataError
+from fathom.errors import DataError, did_you_mean
 from fathom.files import sha256_of
 
 Filter = Callable[[str], str | None]
@@ -119,7 +119,8 @@ def _load(specification: str) -> tuple[str, Filter]:
     name, sign, limit = specification.partition("=")
     if name not in FILTERS:
         raise DataError(
-            f"filter {name!r} is not known; take of {', '.join(FILTERS)}, or FILE.py:FUNCTION of your own"
+            f"filter {name!r} is not known; {did_you_mean(name, FILTERS, 'take of')}, or "
+            f"give FILE.py:FUNCTION of your own"
         )
     if not sign:
         return name, FILTERS[name]

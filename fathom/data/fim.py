@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from fathom.data.draws import uniform
+from fathom.data.draws import check_rate, uniform
 from fathom.data.tokenizer import Tokenizer
 from fathom.data.vocabulary import FIM_BEGIN, FIM_END, FIM_HOLE
 from fathom.errors import DataError
@@ -41,8 +41,7 @@ def cut(text: str, rate: float, key: int) -> Parts | None:
     It is cut with probability `rate`, decided like the places by `key` (64 bits, see `draws.key_of`) alone; shorter
     texts than `SHORTEST` never. Raises `DataError` for a rate outside [0, 1].
     """
-    if not 0 <= rate <= 1:
-        raise DataError(f"fim_rate={rate} is not a share; use 0 to switch it off, or up to 1")
+    check_rate("fim_rate", rate)
     if len(text) < SHORTEST or rate == 0:
         return None
     chosen, first, second = uniform(key, "fim", 3)

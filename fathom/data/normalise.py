@@ -11,7 +11,7 @@ import re
 import unicodedata
 from collections.abc import Callable, Sequence
 
-from fathom.errors import DataError
+from fathom.errors import DataError, did_you_mean
 
 Normalise = Callable[[str], str]
 
@@ -58,7 +58,7 @@ def check_normalisations(names: Sequence[str]) -> None:
     for name in names:
         if name not in NORMALISATIONS:
             raise DataError(
-                f"normalisation {name!r} is not known; take of {', '.join(NORMALISATIONS)}"
+                f"normalisation {name!r} is not known; {did_you_mean(name, NORMALISATIONS, 'take of')}"
             )
 
 

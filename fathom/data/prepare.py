@@ -32,11 +32,11 @@ from fathom.data.pipeline.result import write_result
 from fathom.data.pipeline.work import WorkFolder
 from fathom.data.pipeline.workers import Workers, available_cores
 from fathom.data.prepared import TokenData
-from fathom.data.progress import Say
+from fathom.data.progress import Say, silent
 from fathom.data.rejects import Rejects
 from fathom.data.sources import parse_sources
 from fathom.data.split import DOCUMENTS
-from fathom.errors import DataError
+from fathom.errors import DataError, did_you_mean
 
 _WORTH_WORKERS = 32_000_000
 """Bytes of text from which on starting worker processes saves time."""
@@ -94,21 +94,19 @@ def prepare(
         building.remove()  # of a process that was killed in its last moment
         _note_weights(place, shares)
     else:
-        _make(place, building, settings, shares, workers, say or _nothing, show or _nothing)
+        _make(place, building, settings, shares, workers, say or silent, show or silent)
     return TokenData.open(place)
-
-
-def _nothing(line: str) -> None:
-    pass
 
 
 def _checked_weights(weights: Mapping[str, float], settings: Settings) -> dict[str, float]:
     names = [source.name for source in settings.sources]
     for name, weight in weights.items():
-        if name not in names or not 0 <= weight < math.inf:
+        if name not in names:
             raise DataError(
-                f"weight {name} = {weight} is not possible; give 0 or more to sources of {', '.join(names)}"
+                f"weight {name} = {weight} is of no source; {did_you_mean(name, names, 'there are')}"
             )
+        if not 0 <= weight < math.inf:
+            raise DataError(f"weight {name} = {weight} is not possible; give 0 or more")
     if weights and not sum(weights.values()) > 0:
         raise DataError("all weights are 0; give some source more")
     return dict(weights)
@@ -161,6 +159,7 @@ def _make(
             f"{place} exists and is not prepared data; choose another folder or remove it"
         )
     plan = Plan.make(settings)
+    plan.check_packages()  # before finished work of an earlier process is at stake
     try:
         if building.claim(plan.mark()):
             say("going on where it was stopped")
@@ -196,6 +195,7 @@ def _build(making: Making, weights: dict[str, float]) -> None:
     rejects = _all_rejects(making)
     size = making.corpus.index["bytes"].sum() / 1e6
     making.say(f"{len(making.corpus.index):,} documents, {size:.1f} MB; {rejects}")
+    making.deduplicate()
     tokenizer = making.tokenizer()
     making.say(f"encoding with {tokenizer.vocab_size:,} tokens")
     making.encode(tokenizer)

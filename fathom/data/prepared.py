@@ -16,7 +16,7 @@ from fathom.data.pipeline.encoding import SIDES
 from fathom.data.pipeline.packing import ShardRecord
 from fathom.data.shards import Tokens, open_shards, verify
 from fathom.data.tokenizer import Tokenizer
-from fathom.errors import DataError
+from fathom.errors import DataError, did_you_mean
 
 
 @dataclass(frozen=True)
@@ -44,10 +44,11 @@ class TokenData:
 
     def tokens(self, side: str, source: str | None = None) -> Tokens:
         """Tokens of "train" or "held_out", of one source or of all, one after the other. Raises `DataError`."""
-        if side not in SIDES or source not in (None, *self.names):
+        if side not in SIDES:
+            raise DataError(f"no tokens of side {side!r}; there are {', '.join(SIDES)}")
+        if source not in (None, *self.names):
             raise DataError(
-                f"no tokens of side {side!r} and source {source!r}; there are {', '.join(SIDES)} and "
-                f"{', '.join(self.names)}"
+                f"the data has no source {source!r}; {did_you_mean(str(source), self.names, 'there are')}"
             )
         chosen = [self.parts[side, name] for name in self.names if source in (None, name)]
         return chosen[0] if len(chosen) == 1 else Tokens.joined(chosen, chosen[0].dtype)

@@ -1,8 +1,8 @@
 """How far long work on text is: how much is done, how fast, and the time left.
 
-Where the bytes are known, the time left follows from them. Learning a vocabulary (report §4.1) has two phases. Pieces
-are counted while the texts are read, and there it does too. Merging happens inside the library, which tells nothing:
-a thread says how long it has taken so far.
+Where it is known how much there is, the time left follows from the rate. Learning a vocabulary (report §4.1) has two
+phases. Pieces are counted while the texts are read, and there it does too. Merging happens inside the library, which
+tells nothing: a thread says how long it has taken so far.
 """
 
 from __future__ import annotations
@@ -19,22 +19,27 @@ EVERY = 5.0
 _SHOWN_EVERY = 0.5
 
 
-class Progress:
-    """Says how much of `total` bytes is done, at which rate and until when."""
+def silent(line: str) -> None:
+    """A `Say` for whoever does not want to know."""
 
-    def __init__(self, what: str, total: int, show: Say) -> None:
-        self.what, self.total, self.show = what, total, show
+
+class Progress:
+    """Says how much of `total` is done, at which rate and until when: bytes, shown as MB, or things called `unit`."""
+
+    def __init__(self, what: str, total: int, show: Say, unit: str = "MB") -> None:
+        self.what, self.total, self.show, self.unit = what, total, show, unit
         self.done = self.before = 0
         self.began = time.monotonic()
         self.shown = self.began
+        show(f"{what} …")  # what was shown before is over
 
     def skip(self, size: int) -> None:
-        """Bytes that were done by an earlier process."""
+        """What was done by an earlier process."""
         self.done += size
         self.before += size
 
     def add(self, size: int) -> None:
-        """Bytes that are done now."""
+        """What is done now."""
         self.done += size
         now = time.monotonic()
         if now - self.shown >= _SHOWN_EVERY:
@@ -45,9 +50,10 @@ class Progress:
         """ "reading: 120 of 800 MB, 35.0 MB/s, 0:19 left"."""
         rate = (self.done - self.before) / seconds
         left = max(0, self.total - self.done) / rate if rate else 0
+        size = 1e6 if self.unit == "MB" else 1
         return (
-            f"{self.what}: {self.done / 1e6:,.0f} of {self.total / 1e6:,.0f} MB, {rate / 1e6:.1f} MB/s, "
-            f"{_clock(left)} left"
+            f"{self.what}: {self.done / size:,.0f} of {self.total / size:,.0f} {self.unit}, "
+            f"{rate / size:,.1f} {self.unit}/s, {_clock(left)} left"
         )
 
 

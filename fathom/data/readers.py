@@ -10,12 +10,12 @@ import gzip
 import io
 import json
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from fathom.data import needles
 from fathom.data.rejects import QUOTED, Reject
-from fathom.data.units import Part
+from fathom.data.units import File, Part
 from fathom.errors import DataError
 
 Found = str | Reject
@@ -115,6 +115,15 @@ class PartReader:
             yield self.rows, found
 
 
+def needed_packages(files: Iterable[File]) -> None:
+    """Import what reading these files will need. Raises `DataError` for what is not installed."""
+    for file in files:
+        if file.kind == "parquet":
+            _pyarrow(file.path)
+        elif file.path.lower().endswith(".zst"):
+            _zstandard(file.path)
+
+
 def count_rows(path: str, kind: str) -> int:
     """Row groups of a Parquet file, rows of a data set; one for a file that cannot be opened."""
     if kind == "dataset":
@@ -130,14 +139,18 @@ def count_rows(path: str, kind: str) -> int:
 
 
 def _lines(part: Part) -> Iterator[bytes]:
-    """Lines that begin within the part."""
+    """Lines that begin within the part. One that is longer than a part is read by the part that it begins in alone."""
     with _open(part.path) as file:
         at = part.start
         if at:  # the line that the part before began is its own
             file.seek(at - 1)
-            at += len(file.readline()) - 1
-        for line in file:
-            if part.stop is not None and at >= part.stop:
+            rest = file.readline(-1 if part.stop is None else part.stop - at + 1)
+            if not rest.endswith(b"\n"):
+                return
+            at += len(rest) - 1
+        while part.stop is None or at < part.stop:
+            line = file.readline()
+            if not line:
                 return
             at += len(line)
             yield line
@@ -152,14 +165,17 @@ def _open(path: str) -> Any:
 
 
 def _open_zst(path: str) -> Any:
+    return io.BufferedReader(_Unpacked(path, _zstandard(path)), 1 << 20)
+
+
+def _zstandard(path: str) -> Any:
     try:
         import zstandard
     except ImportError as error:
         raise DataError(
             f"{path} is packed with zstd, which needs zstandard; pip install 'fathom[data]'"
         ) from error
-
-    return io.BufferedReader(_Unpacked(path, zstandard), 1 << 20)
+    return zstandard
 
 
 class _Unpacked(io.RawIOBase):
@@ -170,7 +186,10 @@ class _Unpacked(io.RawIOBase):
         self._begin = zstandard.ZstdDecompressor(max_window_size=2**31).decompressobj
         self._file = open(path, "rb")  # noqa: SIM115 (closed with this)
         self._frame: Any = None
-        self._packed = self._ready = b""
+        self._packed = b""
+        self._ready = memoryview(
+            b""
+        )  # a slice of which copies nothing, however far a block unpacks
 
     def readable(self) -> bool:
         return True
@@ -190,7 +209,7 @@ class _Unpacked(io.RawIOBase):
     def _unpack(self) -> None:
         self._frame = self._frame or self._begin()
         try:
-            self._ready = self._frame.decompress(self._packed)
+            self._ready = memoryview(self._frame.decompress(self._packed))
         except self._error as error:
             raise OSError(str(error)) from error
         self._packed = b""

@@ -69,7 +69,10 @@ class Split:
         return sides < np.uint64(ceil(self.held_out * 2**64))
 
     def hash(self, text: str) -> tuple[int, int]:
-        """Two independent numbers of 64 bits: one decides the side, one the place in the order."""
+        """Two independent numbers of 64 bits: one decides the side, one the place in the order.
+
+        `draws.key_of` is another hash, and says why.
+        """
         digest = blake2b(text.encode(), digest_size=16, key=str(self.seed).encode()).digest()
         return int.from_bytes(digest[:8]), int.from_bytes(digest[8:])
 

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from fathom.errors import FathomError
 from fathom.evaluation.needle import Grid
+from fathom.pictures import matplotlib, save_picture
 
 SHADES = "YlGnBu"
 DARK_ABOVE = 0.55
@@ -19,31 +19,16 @@ def draw(titled: Sequence[tuple[str, Grid]], path: str | Path, columns: int = 2)
 
     Raises `FathomError` without matplotlib, for an unknown suffix and where nothing can be written.
     """
-    figure_class = _figure_class()
     columns = min(columns, len(titled))
     rows = -(-len(titled) // columns)
-    figure = figure_class(figsize=(0.6 + 5.2 * columns, 0.4 + 3.4 * rows), layout="constrained")
-    axes = figure.subplots(rows, columns, squeeze=False).flat
+    size = (0.6 + 5.2 * columns, 0.4 + 3.4 * rows)
+    figure = matplotlib().figure.Figure(figsize=size, layout="constrained")
+    axes = list(figure.subplots(rows, columns, squeeze=False).flat)
     for axis, (title, grid) in zip(axes, titled, strict=False):
         _panel(axis, title, grid)
-    for axis in list(axes)[len(titled) :]:
+    for axis in axes[len(titled) :]:
         axis.set_axis_off()
-    try:
-        figure.savefig(path, dpi=110)
-    except (OSError, ValueError) as error:
-        raise FathomError(
-            f"the heat map cannot be written to {path} ({error}); give a .png, .svg or .pdf in a folder that exists"
-        ) from error
-
-
-def _figure_class() -> Any:
-    try:
-        from matplotlib.figure import Figure
-    except ModuleNotFoundError:
-        raise FathomError(
-            "a picture needs matplotlib, which is not installed; run: pip install 'fathom[report]'"
-        ) from None
-    return Figure
+    save_picture(figure, path, dpi=110)
 
 
 def _panel(axis: Any, title: str, grid: Grid) -> None:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from fathom.inference.engine import Delta, Engine, Output
+from fathom.inference.engine import Engine
 from fathom.inference.generate import generate
+from fathom.inference.outputs import Delta, Output
 from fathom.inference.request import Ended, Request, Usage
 from fathom.inference.sampling import Sampling
 from fathom.inference.step import Step

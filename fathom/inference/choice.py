@@ -93,6 +93,8 @@ def probabilities(logits_RV: Tensor, draws: Sequence[Draw]) -> Tensor:
 
 def adjusted(logits_RV: Tensor, draws: Sequence[Draw]) -> Tensor:
     """Penalties, bias and grammar applied: float64 [R, V], a copy."""
+    if logits_RV.device.type == "mps":  # which has no float64
+        logits_RV = logits_RV.cpu()
     logits_RV = logits_RV.to(torch.float64, copy=True)
     for row, draw in enumerate(draws):
         if draw.sampling.penalised:
@@ -143,9 +145,7 @@ def _likeliest(chances: Tensor, wishes: Sequence[Sampling]) -> Tensor:
     rank_V = torch.arange(vocabulary, device=device)
     kept = descending.masked_fill(rank_V >= torch.tensor(most, device=device), 0.0)
     kept = kept / kept.sum(-1, keepdim=True)
-    share_R1 = torch.tensor(
-        [[wish.top_p] for wish in wishes], device=device, dtype=torch.float64
-    )
+    share_R1 = torch.tensor([[wish.top_p] for wish in wishes], device=device, dtype=torch.float64)
     before = kept.cumsum(dim=-1) - kept
     kept = kept.masked_fill((before >= share_R1) & (share_R1 < 1), 0.0)
     kept = kept / kept.sum(-1, keepdim=True)

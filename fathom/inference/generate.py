@@ -1,6 +1,6 @@
 """One text on one cache, token by token (report §2.1.1): what the engine must agree with, in a few lines.
 
-    prompt ids --expanded prefill--> latents in the cache --absorbed, token by token--> new ids
+prompt ids --expanded prefill--> latents in the cache --absorbed, token by token--> new ids
 """
 
 from __future__ import annotations
@@ -53,16 +53,20 @@ def _logits(
     cache = LatentCache(model.config, 1, len(ids) + count, dtype, weight.device)
     for _ in range(count):
         unread = [*ids, *answer][cache.length :]
-        hidden = model.trunk(torch.tensor([unread], device=weight.device), cache=cache, mtp=False).hidden
+        hidden = model.trunk(
+            torch.tensor([unread], device=weight.device), cache=cache, mtp=False
+        ).hidden
         yield model.lm_head(hidden[:, -1])
 
 
 @contextmanager
 def evaluating(model: Transformer) -> Iterator[None]:
     """Within: nothing that is read counts towards the experts' load."""
-    training = model.training
+    if not model.training:  # asking every module anew would take a millisecond at each step
+        yield
+        return
     model.eval()
     try:
         yield
     finally:
-        model.train(training)
+        model.train()

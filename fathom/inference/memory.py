@@ -7,6 +7,7 @@ import re
 import torch
 
 from fathom.errors import GenerationError
+from fathom.inference.pages import Pages
 from fathom.kernels.paged_attention import SCORES
 from fathom.model import ModelConfig
 
@@ -28,7 +29,9 @@ def bytes_of(size: int | str) -> int:
             return int(float(found[1]) * unit)
     except ValueError:
         pass
-    raise GenerationError(f"max_memory={size!r} is not a size; write for example '4GiB' or '512MiB'")
+    raise GenerationError(
+        f"max_memory={size!r} is not a size; write for example '4GiB' or '512MiB'"
+    )
 
 
 def bytes_of_a_pass(config: ModelConfig, tokens: int, dtype: torch.dtype, rows: int) -> int:
@@ -41,3 +44,30 @@ def bytes_of_a_pass(config: ModelConfig, tokens: int, dtype: torch.dtype, rows: 
     scores = 3 * SCORES * 4
     logits = 4 * rows * V * 8
     return activations + scores + logits
+
+
+def blocks_for(
+    config: ModelConfig,
+    memory: int,
+    size: int,
+    tokens: int,
+    requests: int,
+    drafts: int,
+    dtype: torch.dtype,
+) -> int:
+    """How many blocks the memory has room for beside the work of a pass; no more than could ever be used."""
+    if min(size, tokens, requests) < 1:
+        raise GenerationError(
+            f"block_size={size}, batch_tokens={tokens} and max_requests={requests} must be at least 1"
+        )
+    rows = requests * (1 + drafts)
+    work = bytes_of_a_pass(config, tokens + rows, dtype, rows)
+    block = Pages.bytes_per_token(config, dtype) * size
+    most = requests * -(-config.max_position_embeddings // size)
+    count = min((memory - work) // block, most)
+    if count < 2:
+        raise GenerationError(
+            f"max_memory of {memory:,} bytes is too little: a pass takes {work:,} and a block of the cache "
+            f"{block:,}; give at least {work + 2 * block:,}, or fewer batch_tokens or max_requests"
+        )
+    return count

@@ -15,11 +15,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 
 import torch
 from torch import Tensor
 
 from fathom import kernels
+from fathom.kernels import few_rows
 from fathom.kernels.paged_attention import (
     absorb,
     expand,
@@ -131,7 +133,9 @@ class Crowd:
         self.kept: list[int] = []
         for b, piece in enumerate(pieces):
             numbers = [slot for start, end in piece.runs for slot in range(start, end)]
-            padding = [numbers[0]] * (S - len(numbers))  # 0 times what is there, so it must be a number
+            padding = [numbers[0]] * (
+                S - len(numbers)
+            )  # 0 times what is there, so it must be a number
             slots[b] = torch.tensor(numbers + padding)
             first = piece.keys - piece.queries
             for t in range(piece.queries):
@@ -150,6 +154,17 @@ class Crowd:
         return out[self.kept_M] if self.padded else out
 
 
+def texts_of(pieces: Sequence[Piece]) -> few_rows.Texts | None:
+    """The pieces as `few_rows.attend` takes them; None for none."""
+    if not pieces:
+        return None
+    runs = [run for piece in pieces for run in piece.runs]
+    starts, ends = torch.tensor(runs).T.contiguous()
+    rows_at = [0, *accumulate(piece.queries for piece in pieces)]
+    runs_at = [0, *accumulate(len(piece.runs) for piece in pieces)]
+    return few_rows.Texts(torch.tensor(rows_at), torch.tensor(runs_at), starts, ends)
+
+
 class PagedPass:
     """`Cache` of one pass: where its rows go, and what each piece of them sees."""
 
@@ -166,9 +181,15 @@ class PagedPass:
                 long.append(piece)
         if len(short) == 1:
             long, short = short + long, []
-        self.crowd = Crowd(short, slots_N.device) if short else None
+        self.texts = texts_of(short + long) if few_rows.can_attend(*self._samples()) else None
+        self.crowd = Crowd(short, slots_N.device) if short and self.texts is None else None
         self.long, self.absorbing = long, short + long
         self.rows_M = self._rows(len(slots_N), slots_N.device)
+
+    def _samples(self) -> tuple[Tensor, Tensor]:
+        """A query as it will come, and a layer of the cache."""
+        cache_SX = self.pages.layers[0]
+        return cache_SX[:0], cache_SX
 
     def _rows(self, total: int, device: torch.device) -> Tensor | None:
         """Numbers of the absorbed rows; None when they are all rows, in order."""
@@ -190,9 +211,7 @@ class PagedPass:
             self._absorbed(layer, q_raw, context, out)
         return out
 
-    def _expanded(
-        self, layer: Attention, q_raw: Tensor, context: Context, piece: Piece
-    ) -> Tensor:
+    def _expanded(self, layer: Attention, q_raw: Tensor, context: Context, piece: Piece) -> Tensor:
         """One piece, over keys and values made from all the latents that it sees."""
         entries = self.pages.gather(layer.layer, piece.runs)[None].to(q_raw.dtype)
         latent, k_rope = entries.split((layer.config.kv_lora_rank, layer.shape.rope), dim=-1)
@@ -218,7 +237,9 @@ class PagedPass:
             out[0, self.rows_M] = values
 
     def _attended(self, query_MHX: Tensor, layer: int) -> Tensor:
-        """The crowd at once, then every long piece over its runs: [M, H, X]."""
+        """The crowd at once, then every long piece over its runs: [M, H, X]; all in one call where we can."""
+        if self.texts is not None:
+            return few_rows.attend(query_MHX, self.pages.layers[layer], self.texts)
         parts, at = [], 0
         if self.crowd is not None:
             at = len(self.crowd.kept)

@@ -47,8 +47,9 @@ def _ids(prompt: Prompt, tokenizer: Tokenizer | None) -> list[int]:
         raise GenerationError("there is no tokenizer; give prompts as lists of token ids")
     if isinstance(prompt, str):
         return tokenizer.prompt_ids(prompt)
-    if all(isinstance(part, Mapping) for part in prompt):
-        return chat_ids(tokenizer, [dict(message) for message in prompt])  # type: ignore[call-overload]
+    messages = [dict(part) for part in prompt if isinstance(part, Mapping)]
+    if len(messages) == len(prompt):
+        return chat_ids(tokenizer, messages)
     raise GenerationError(
         f"a prompt of {type(prompt).__name__} is none; give a text, a list of token ids, or a list of messages"
     )

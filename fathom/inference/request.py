@@ -40,12 +40,12 @@ class Usage:
     close_calls: int = 0
     """Tokens chosen by a gap below `choice.CLOSE`, which another way of computing may choose otherwise."""
 
-    def count_drafts(self, drafted: int, accepted: int) -> None:
-        """The drafts of one pass."""
-        for counts, number in ((self.drafted, drafted), (self.accepted, accepted)):
-            counts.extend([0] * (number - len(counts)))
-            for place in range(number):
-                counts[place] += 1
+
+def count_places(counts: list[int], number: int) -> None:
+    """One more at each of the first `number` places."""
+    counts.extend([0] * (number - len(counts)))
+    for place in range(number):
+        counts[place] += 1
 
 
 class Request:
@@ -102,9 +102,7 @@ class Request:
         if not self.sampling.penalised:
             return Draw(self.sampling, self.seed, said + drafts)
         answer = self.answer + self.drafts[:drafts]
-        return Draw(
-            self.sampling, self.seed, said + drafts, self.ids[: self.prompt_len], answer
-        )
+        return Draw(self.sampling, self.seed, said + drafts, self.ids[: self.prompt_len], answer)
 
     def append(self, token: int, gap: float) -> str:
         """The next token of the answer; the text that it makes certain. Sets `ended` if it is the last."""

@@ -87,7 +87,9 @@ class Sampling:
 
     def _check_lists(self) -> None:
         object.__setattr__(self, "stop", _tuple_of(self.stop, str, "stop"))
-        object.__setattr__(self, "stop_token_ids", _tuple_of(self.stop_token_ids, int, "stop_token_ids"))
+        object.__setattr__(
+            self, "stop_token_ids", _tuple_of(self.stop_token_ids, int, "stop_token_ids")
+        )
         if "" in self.stop:
             raise _refused("stop", self.stop, "not hold an empty text, which would end at once")
         for token, bias in self.logit_bias.items():

@@ -10,6 +10,7 @@ that would not fit even alone is refused when it comes.
 
 from __future__ import annotations
 
+from bisect import insort
 from collections import deque
 from dataclasses import dataclass
 
@@ -122,7 +123,9 @@ class Scheduler:
         full = request.computed // self.pool.size
         if not self.prefix_cache or full <= request.published:
             return
-        request.digests = digests(request.ids[: full * self.pool.size], self.pool.size, request.digests)
+        request.digests = digests(
+            request.ids[: full * self.pool.size], self.pool.size, request.digests
+        )
         for number in range(request.published, full):
             self.pool.publish(request.blocks[number], request.digests[number])
         request.published = full
@@ -165,7 +168,7 @@ class Scheduler:
 
     def _let_in(self, request: Request, known: list[int]) -> None:
         self.waiting.popleft()
-        self.running.append(request)
+        insort(self.running, request, key=lambda r: r.number)
         self.pool.hold(known)
         request.blocks = list(known)
         request.computed = len(known) * self.pool.size

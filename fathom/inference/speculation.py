@@ -1,4 +1,4 @@
-"""Drafts from the model's own MTP modules (report §2.2, §5.4.3), and whether they pay.
+"""Drafts from the model's own MTP modules (report §2.2, §5.4.3).
 
 After a pass has given the states h^0 of newly read tokens, module 1 reads them together with the
 tokens one further on, module 2 its output with the tokens two further on, and so on: D drafts
@@ -242,67 +242,3 @@ class Drafter:
         """Whether the position that recycling would write to is in the request's blocks."""
         position = request.computed + len(request.drafts) - depth
         return position < len(request.blocks) * self.size
-
-
-TRIALS = 4
-"""Passes by which either way is first measured."""
-AGAIN = 64
-"""After so many passes the way that was slower is measured again."""
-_FORGETTING = 0.8
-
-
-@dataclass
-class _Rate:
-    """Seconds and tokens of the last passes, older ones counting less."""
-
-    seconds: float = 0.0
-    tokens: float = 0.0
-    passes: int = 0
-
-    def add(self, seconds: float, tokens: int) -> None:
-        self.seconds = self.seconds * _FORGETTING + seconds
-        self.tokens = self.tokens * _FORGETTING + tokens
-        self.passes += 1
-
-    @property
-    def per_second(self) -> float:
-        return self.tokens / self.seconds if self.seconds else 0.0
-
-
-class Payoff:
-    """Whether drafting is worth its time, by batch size, from tokens per second with and without.
-
-    Checking a draft costs little where weights are read for few rows, and nearly as much as a token
-    where each row brings experts of its own; only the clock knows. Answers do not depend on it.
-    """
-
-    def __init__(self) -> None:
-        self._rates: dict[tuple[int, bool], _Rate] = {}
-        self._since: dict[int, int] = {}
-        self._tried: dict[int, int] = {}
-
-    def drafting(self, requests: int) -> bool:
-        """Whether the next pass for so many requests should make drafts."""
-        size = requests.bit_length()
-        for way in (True, False):
-            if self._rate(size, way).passes < TRIALS:
-                return way
-        return self._better(size) != (self._since.get(size, 0) >= AGAIN)
-
-    def record(self, requests: int, drafting: bool, seconds: float, tokens: int) -> None:
-        """A pass that only decoded, and either checked drafts and made new ones or did neither."""
-        size = requests.bit_length()
-        worse = drafting != self._better(size)
-        self._rate(size, drafting).add(seconds, tokens)
-        if not worse:
-            self._since[size] = self._since.get(size, 0) + 1
-            return
-        self._tried[size] = self._tried.get(size, 0) + 1
-        if self._tried[size] >= TRIALS:
-            self._since[size] = self._tried[size] = 0
-
-    def _better(self, size: int) -> bool:
-        return self._rate(size, True).per_second >= self._rate(size, False).per_second
-
-    def _rate(self, size: int, drafting: bool) -> _Rate:
-        return self._rates.setdefault((size, drafting), _Rate())

@@ -23,6 +23,8 @@ import torch
 from torch import Tensor
 from torch.compiler import is_compiling
 
+from fathom.kernels import few_rows
+
 MANY_OUTPUTS = 768
 """Outputs from which the plain product is taken."""
 
@@ -36,6 +38,8 @@ def row_product(x_1I: Tensor, weight_OI: Tensor) -> Tensor:
     """x times the matrix transposed, [1, O]; best with weights that stand by columns."""
     if is_compiling():
         return (weight_OI * x_1I).sum(-1)[None]
+    if few_rows.can(x_1I, weight_OI):
+        return few_rows.product(x_1I, weight_OI)
     if weight_OI.shape[0] >= MANY_OUTPUTS:
         return torch.mm(x_1I, weight_OI.T)
     return _weighted_columns(x_1I, weight_OI[None], None, 1)

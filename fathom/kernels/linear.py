@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from fathom.kernels import few_rows
 from fathom.kernels.cpu_gemm import fast_products
 from fathom.kernels.recompute import keep, kept
 
@@ -50,5 +51,8 @@ class _Linear(torch.autograd.Function):
 def linear(x: Tensor, weight_OI: Tensor, dtype: torch.dtype | None = None) -> Tensor:
     """x [..., I] times weight [O, I] transposed -> [..., O], in `dtype` (default: its own)."""
     dtype = dtype or weight_OI.dtype
-    rule = _Linear.apply if torch.is_grad_enabled() else _plain
-    return rule(x, weight_OI, dtype)
+    if torch.is_grad_enabled():
+        return _Linear.apply(x, weight_OI, dtype)
+    if dtype == torch.float32 and few_rows.can(x, weight_OI):
+        return few_rows.product(x, weight_OI)
+    return _plain(x, weight_OI, dtype)

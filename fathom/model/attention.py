@@ -94,7 +94,13 @@ class Attention(nn.Module):
         q_rope = kernels.rotate(q[..., s.nope :], context.rotation)
         mask = None if context.visible.mask is None else context.visible.mask[:, 0]
         return kernels.absorbed_attention(
-            q[..., : s.nope], q_rope, entries_BSX, self.up_by_head(q.dtype), s.nope, self.scale, mask
+            q[..., : s.nope],
+            q_rope,
+            entries_BSX,
+            self.up_by_head(q.dtype),
+            s.nope,
+            self.scale,
+            mask,
         )
 
     def up_by_head(self, dtype: torch.dtype) -> Tensor:

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from fathom import kernels
+from fathom.kernels import few_rows
 from fathom.model.config import ModelConfig
 from fathom.model.context import Context, RouterRecord
 from fathom.model.layers import MLP
@@ -67,6 +68,7 @@ class Experts(nn.Module):
             kernels.grouped_linear
         )
         self.compute_dtype: torch.dtype | None = None
+        self.scales: tuple[Tensor, Tensor] | None = None
         self.recompute = False
 
     def forward(self, rows_RD: Tensor, counts_E: Tensor) -> Tensor:
@@ -94,11 +96,25 @@ class MoE(nn.Module):
         """[B, T, D] -> [B, T, D] without the residual (eq 12)."""
         x_ND = x_BTD.flatten(0, 1)
         indices_NK, weights_NK, counts_E = self.route(x_BTD, context)
-        sent = self.dispatcher.dispatch(x_ND, indices_NK, weights_NK, counts_E)
-        routed = self.dispatcher.combine(self.experts(sent.rows_RD, sent.counts_E), sent)
+        if self._few(x_ND):
+            gate_up, down = self.experts.gate_up_proj, self.experts.down_proj
+            scales = self.experts.scales
+            routed = few_rows.experts(x_ND, gate_up, down, indices_NK, weights_NK, scales)
+        else:
+            sent = self.dispatcher.dispatch(x_ND, indices_NK, weights_NK, counts_E)
+            routed = self.dispatcher.combine(self.experts(sent.rows_RD, sent.counts_E), sent)
         if self.config.n_shared_experts:
             routed = routed + self.shared_experts(x_BTD).flatten(0, 1)
         return routed.view_as(x_BTD)
+
+    def _few(self, x_ND: Tensor) -> bool:
+        """Whether one call can do all of it: few rows, no gradient, and both seams as they came."""
+        plain = type(self.dispatcher) is LocalDispatcher
+        stored = self.experts.scales is not None
+        plain = plain and (stored or self.experts.matmul is kernels.grouped_linear)
+        idle = not torch.is_grad_enabled() and self.experts.compute_dtype in (None, torch.float32)
+        weight = self.experts.down_proj
+        return plain and idle and few_rows.can(x_ND, weight)
 
     def route(self, x_BTD: Tensor, context: Context) -> tuple[Tensor, Tensor, Tensor]:
         """Each token's experts and weights [N, K], rows per expert [E]; the load is counted."""

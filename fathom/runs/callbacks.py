@@ -6,13 +6,13 @@ state of training is touched and no clock decides anything.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
 from typing import Any
 
 from fathom.planning import flops_per_token
 from fathom.runs.folder import SPIKES
 from fathom.runs.looking import HeldOutLoss, LossByPosition, Needles, Samples
+from fathom.runs.pace import CHECKPOINTS
 from fathom.runs.setting import Setting, StepProgress
 from fathom.train.evaluate import bits_per_byte
 from fathom.train.loop import Callback, StepRecord, Trainer
@@ -45,8 +45,6 @@ class Metrics:
         self.s = setting
         mtp = setting.stage.mtp_weight > 0
         self.flops = flops_per_token(setting.recipe.model, setting.stage.seq_len, mtp)
-        self.recent: list[float] = []
-        self.last = time.perf_counter()
 
     def __call__(self, trainer: Trainer, record: StepRecord) -> None:
         line = self._line(trainer, record)
@@ -54,9 +52,8 @@ class Metrics:
         if self.s.due(trainer.step, self.s.recipe.monitor.load_every):
             load = {"step": trainer.step, "load": record.expert_load.tolist()}
             self.s.log("load.jsonl", load | {"bias": _bias_range(trainer)})
-        self.recent = [*self.recent[-19:], time.perf_counter() - self.last]
-        self.last = time.perf_counter()
-        eta = (self.s.recipe.steps - trainer.step) * sum(self.recent) / len(self.recent)
+        self.s.pace.step(record.moment, record.seconds)
+        eta = self.s.pace.seconds_left(trainer.step)
         self.s.show(StepProgress(trainer.step, self.s.recipe.steps, _shown(line), eta))
 
     def _line(self, trainer: Trainer, record: StepRecord) -> dict:
@@ -151,4 +148,5 @@ class Checkpoints:
 
     def __call__(self, trainer: Trainer, record: StepRecord) -> None:
         if self.s.due(trainer.step, self.s.recipe.checkpoint.every):
-            self.s.save(trainer)
+            with self.s.pace.look(CHECKPOINTS):
+                self.s.save(trainer)

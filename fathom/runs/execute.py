@@ -10,7 +10,7 @@ import signal
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,8 @@ from fathom.runs.callbacks import begin_stage, spike_line, stage_callbacks
 from fathom.runs.environment import DECISIVE, environment
 from fathom.runs.folder import SPIKES, RunFolder
 from fathom.runs.looking import check_needles
-from fathom.runs.machine import check_memory
+from fathom.runs.machine import check_memory, compute_dtype
+from fathom.runs.pace import EXPORTS, Pace
 from fathom.runs.recipe import Recipe, Stage
 from fathom.runs.saving import resume_run, save_run
 from fathom.runs.setting import Setting, Show
@@ -50,6 +51,7 @@ class Run:
         self.stopping = threading.Event()
         self.data: TokenData
         self.trainer: Trainer
+        self.pace: Pace
         self.peak_flops = 1.0
         self.saved_step: int | None = None
 
@@ -64,6 +66,7 @@ class Run:
         dtype = compute_dtype(self.recipe.precision.compute, self.device)
         self._write_environment(dtype)
         self.data = self._prepare()
+        self.pace = Pace(self.recipe, len(self.data.held_out))
         self.trainer = self._start()
         self._check_stages()
         self._resume()
@@ -205,13 +208,14 @@ class Run:
 
     def export(self) -> None:
         """OUT/model: a Hugging Face directory, in float32, tokenizer included."""
-        interop.save(self.trainer.model, self.folder.model, self.data.tokenizer)
+        with self.pace.look(EXPORTS):
+            interop.save(self.trainer.model, self.folder.model, self.data.tokenizer)
 
 
 def pretrain(run: Run, index: int, stage: Stage) -> bool:
     """Next-token and multi-token prediction on packed documents; False when stopped early."""
     recipe, span = run.recipe, run.recipe.spans[index]
-    run.trainer.model.set_rope_scaling(recipe.at(step=span.first_step + 1).rope_scaling)
+    run.trainer.model.set_rope_scaling(recipe.rope_scaling(stage))
     plan = StagePlan(
         loader=stage_loader(recipe, index, run.data, run.trainer.passed_over),
         micro_batch=stage.micro_batch or stage.batch,
@@ -221,31 +225,18 @@ def pretrain(run: Run, index: int, stage: Stage) -> bool:
         stop=run.stopping.is_set,
     )
     setting = Setting(
-        run.folder, recipe, stage, run.data, run.peak_flops, run.show, run.say, run.save
-    )
-    callbacks = stage_callbacks(setting)
-    first, last = recipe.at(step=span.first_step + 1), recipe.at(step=span.last_step)
-    batch = (
-        f"{first.batch:,}" if first.batch == last.batch else f"{first.batch:,} to {last.batch:,}"
-    )
-    run.say(
-        f"stage {stage.name}: steps {span.first_step + 1:,} to {span.last_step:,}, each of {batch} × "
-        f"{stage.seq_len:,} tokens"
-    )
-    begin_stage(callbacks, run.trainer)
-    return train_stage(run.trainer, plan, callbacks)
+        run.folder, recipe, stage, run.data, run.peak_flops, run.show, run.say, run.save,
+        run.pace,
+    )  # fmt: skip
+    with closing(setting):
+        callbacks = stage_callbacks(setting)
+        run.say(span.heading)
+        begin_stage(callbacks, run.trainer)
+        return train_stage(run.trainer, plan, callbacks)
 
 
 STAGES: dict[str, Callable[[Run, int, Stage], bool]] = {"pretrain": pretrain}
 """What each kind of stage does. A function returns False when it was stopped before its end."""
-
-
-def compute_dtype(wanted: str, device: torch.device) -> torch.dtype | None:
-    """Dtype of products for [precision] compute; None is the weights' own float32."""
-    if wanted == "bfloat16":
-        return torch.bfloat16
-    fast = device.type == "cuda" and torch.cuda.is_bf16_supported()
-    return torch.bfloat16 if wanted == "auto" and fast else None
 
 
 def run(

@@ -156,11 +156,10 @@ class RunFolder:
         lines = (self.path / name).read_text(encoding="utf-8", errors="replace").split("\n")
         return [line for line in lines if _is_whole(line)]
 
-    def has_line(self, log: str, values: dict[str, Any]) -> bool:
-        """Whether a log has a line with these values, among others."""
-        if not (self.path / log).exists():
-            return False
-        return any(values.items() <= json.loads(line).items() for line in self._lines(log))
+    def line_with(self, log: str, values: dict[str, Any]) -> dict[str, Any] | None:
+        """The first line of a log that has these values, among others; None where there is none."""
+        lines = (json.loads(line) for line in self._lines(log))
+        return next((line for line in lines if values.items() <= line.items()), None)
 
     def append(self, log: str, line: dict[str, Any]) -> None:
         """Add one line to a log, written out at once; null for numbers that are not finite, which JSON cannot say."""

@@ -9,10 +9,11 @@ import math
 from typing import Any
 
 from fathom.data.prepare import TokenData
-from fathom.evaluation import Form, Pairs, PassKey, even_depths, needle_grid
+from fathom.evaluation import Form, Grid, Pairs, PassKey, even_depths, needle_grid
 from fathom.evaluation.needle import check
 from fathom.inference import Sampling, generate
 from fathom.model import Transformer
+from fathom.runs.pace import HELD_OUT, NEEDLES, POSITIONS, SAMPLES
 from fathom.runs.recipe import Recipe
 from fathom.runs.setting import Setting
 from fathom.train.evaluate import HeldOut, evaluate
@@ -27,27 +28,33 @@ class HeldOutLoss:
         self.s = setting
 
     def __call__(self, trainer: Trainer, record: StepRecord) -> None:
-        monitor, stage = self.s.recipe.monitor, self.s.stage
+        monitor, pace = self.s.recipe.monitor, self.s.pace
         if not self.s.due(trainer.step, monitor.eval_every):
             return
         limit = None if trainer.step == self.s.last_step else monitor.eval_tokens
-        rows = stage.micro_batch or stage.batch
-        mtp = stage.mtp_weight > 0
-
-        def measure() -> HeldOut:
-            return evaluate(trainer.model, self.s.data, stage.seq_len, rows, limit, mtp)
-
-        found = measure()
+        with pace.look(HELD_OUT, pace.evaluation(self.s.stage, limit)):
+            found = self._measured(trainer, limit)
+            average = self._of_the_average(trainer, limit)
         line = {"step": trainer.step, "tokens": trainer.tokens, "loss": found.loss}
         line |= {"bits_per_byte": found.bits_per_byte, "mtp_loss": found.mtp_loss}
-        if trainer.ema:
-            with trainer.ema.in_place_of_weights():
-                line["ema_loss"] = measure().loss
+        if average:
+            line["ema_loss"] = average.loss
         self.s.log("evals.jsonl", line | {"held_out_tokens": found.tokens})
         self.s.say(
             f"step {trainer.step}: held-out loss {found.loss:.3f} (perplexity "
             f"{math.exp(min(found.loss, 50)):,.1f}), {found.bits_per_byte:.3f} bits per byte"
         )
+
+    def _measured(self, trainer: Trainer, limit: int | None) -> HeldOut:
+        stage = self.s.stage
+        rows, mtp = stage.micro_batch or stage.batch, stage.mtp_weight > 0
+        return evaluate(trainer.model, self.s.data, stage.seq_len, rows, limit, mtp)
+
+    def _of_the_average(self, trainer: Trainer, limit: int | None) -> HeldOut | None:
+        if not trainer.ema:
+            return None
+        with trainer.ema.in_place_of_weights():
+            return self._measured(trainer, limit)
 
 
 class Samples:
@@ -63,7 +70,8 @@ class Samples:
         monitor = self.s.recipe.monitor
         if not self.s.due(trainer.step, monitor.sample_every):
             return
-        text = self._write(trainer, monitor.sample_tokens)
+        with self.s.pace.look(SAMPLES):
+            text = self._write(trainer, monitor.sample_tokens)
         line = {"step": trainer.step, "prompt": monitor.sample_prompt, "text": text}
         self.s.log("samples.jsonl", line)
         self.s.say(f"step {trainer.step} writes:\n{monitor.sample_prompt}{text}\n")
@@ -80,7 +88,8 @@ class Samples:
 class _BothEnds:
     """A look at the model as it comes into a stage and as it leaves it: a line "before" and one "after" in `log`.
 
-    A run that is resumed right where a stage begins has the first of them already.
+    A run that is resumed right where a stage begins has the first of them already. Where nothing changes between two
+    stages, it is what was seen as the one before ended, and nothing is looked at twice.
     """
 
     log: str
@@ -92,7 +101,7 @@ class _BothEnds:
         """Before the stage's first step."""
         line = {"stage": self.s.stage.name, "when": "before"}
         begins = trainer.step == self.s.span.first_step
-        if begins and not self.s.folder.has_line(self.log, line):
+        if begins and self.s.folder.line_with(self.log, line) is None:
             self._look(trainer, "before")
 
     def __call__(self, trainer: Trainer, record: StepRecord) -> None:
@@ -100,14 +109,42 @@ class _BothEnds:
             self._look(trainer, "after")
 
     def _look(self, trainer: Trainer, when: str) -> None:
+        asked = self.asked(trainer)
+        if asked is None:
+            return
+        found = self._already_seen(trainer, asked) if when == "before" else None
+        if found is None:
+            with self.s.pace.look(*self.work):
+                found = self.measured(trainer)
         line = {"step": trainer.step, "stage": self.s.stage.name, "when": when}
-        found = self.measured(trainer, when)
-        if found is not None:
-            self.s.folder.append(self.log, line | found)
+        self.s.folder.append(self.log, line | found)
+        self.told(when, found)
 
-    def measured(self, trainer: Trainer, when: str) -> dict[str, Any] | None:
-        """What else the line says; None when the recipe asks for nothing."""
+    def _already_seen(self, trainer: Trainer, asked: dict[str, Any]) -> dict[str, Any] | None:
+        """What the last look gave, if it asked the same of the same weights with the same rotary settings."""
+        recipe, number = self.s.recipe, self.s.recipe.stages.index(self.s.stage)
+        last = recipe.stages[number - 1]
+        if not number or recipe.rope_scaling(last) != recipe.rope_scaling(self.s.stage):
+            return None
+        line = {"step": trainer.step, "stage": last.name, "when": "after"}
+        seen = self.s.folder.line_with(self.log, line | asked)
+        return seen and {key: value for key, value in seen.items() if key not in line}
+
+    def asked(self, trainer: Trainer) -> dict[str, Any] | None:
+        """What the recipe asks for, as the line will have it; None for nothing."""
         raise NotImplementedError
+
+    @property
+    def work(self) -> tuple[str, float]:
+        """Kind and work of a look, for `Pace.look`."""
+        raise NotImplementedError
+
+    def measured(self, trainer: Trainer) -> dict[str, Any]:
+        """What else the line says."""
+        raise NotImplementedError
+
+    def told(self, when: str, found: dict[str, Any]) -> None:
+        """Say what was found, if that is worth a line."""
 
 
 class LossByPosition(_BothEnds):
@@ -119,10 +156,16 @@ class LossByPosition(_BothEnds):
 
     log = "positions.jsonl"
 
-    def measured(self, trainer: Trainer, when: str) -> dict[str, Any] | None:
+    def asked(self, trainer: Trainer) -> dict[str, Any] | None:
+        wanted = self.s.recipe.monitor.position_tokens > 0
+        return {"seq_len": self.s.stage.seq_len} if wanted else None
+
+    @property
+    def work(self) -> tuple[str, float]:
+        return POSITIONS, self.s.pace.positions(self.s.stage)
+
+    def measured(self, trainer: Trainer) -> dict[str, Any]:
         seq_len, limit = self.s.stage.seq_len, self.s.recipe.monitor.position_tokens
-        if not limit:
-            return None
         found = loss_by_position(trainer.model, self.s.data, seq_len, limit)
         return {"seq_len": seq_len, "edges": list(found.edges), "loss": list(found.loss)}
 
@@ -131,22 +174,34 @@ class Needles(_BothEnds):
     """needle.jsonl: what is found in long texts as the model comes into a stage and as it leaves it.
 
     The lengths are the recipe's, for every stage: between one stage's "after" and the next one's "before" there is only
-    the change of rotary settings. Nothing is looked for unless the recipe names lengths.
+    the change of rotary settings, if any. Nothing is looked for unless the recipe names lengths.
     """
 
     log = "needle.jsonl"
 
-    def measured(self, trainer: Trainer, when: str) -> dict[str, Any] | None:
+    def asked(self, trainer: Trainer) -> dict[str, Any] | None:
         monitor = self.s.recipe.monitor
         if not monitor.needle_lengths or not trainer.step:  # the run's beginning knows nothing yet
             return None
+        depths = list(even_depths(monitor.needle_depths))
+        grid = {"lengths": list(monitor.needle_lengths), "depths": depths}
+        return grid | {"trials": monitor.needle_trials}
+
+    @property
+    def work(self) -> tuple[str, float]:
+        return NEEDLES, self.s.pace.needles()
+
+    def measured(self, trainer: Trainer) -> dict[str, Any]:
+        monitor, form = self.s.recipe.monitor, needle_form(self.s.recipe, self.s.data)
         depths = even_depths(monitor.needle_depths)
-        form = needle_form(self.s.recipe, self.s.data)
         grid = needle_grid(
             trainer.model, form, monitor.needle_lengths, depths, monitor.needle_trials
         )
-        self.s.say(f"{when} {self.s.stage.name}: {100 * grid.share():.0f} % of the needles found")
         return grid.to_dict()
+
+    def told(self, when: str, found: dict[str, Any]) -> None:
+        share = 100 * Grid(**found).share()
+        self.s.say(f"{when} {self.s.stage.name}: {share:.0f} % of the needles found")
 
 
 def needle_form(recipe: Recipe, data: TokenData) -> Form:

@@ -1,4 +1,4 @@
-"""What the machine has, before a run asks for more."""
+"""What the machine has, before a run asks for more, and what it computes in."""
 
 from __future__ import annotations
 
@@ -44,3 +44,11 @@ def check_memory(config: ModelConfig, device: torch.device) -> None:
             f"weights, gradients and moments of this model take {gib(least)} and this {device.type} has {gib(there)}; "
             f"take a smaller recipe or more memory (--dry-run says what each stage needs)"
         )
+
+
+def compute_dtype(wanted: str, device: torch.device) -> torch.dtype | None:
+    """Dtype of products for [precision] compute; None is the weights' own float32."""
+    if wanted == "bfloat16":
+        return torch.bfloat16
+    fast = device.type == "cuda" and torch.cuda.is_bf16_supported()
+    return torch.bfloat16 if wanted == "auto" and fast else None

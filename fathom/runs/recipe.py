@@ -13,10 +13,11 @@ import tomllib
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
+from numbers import Real
 from pathlib import Path
 from typing import Any
 
-from fathom.errors import ConfigError, RecipeError
+from fathom.errors import ConfigError, RecipeError, did_you_mean
 from fathom.model import ModelConfig
 from fathom.runs.sections import (
     CheckpointConfig,
@@ -87,7 +88,8 @@ class Recipe:
     def at(self, tokens: float | None = None, step: float | None = None) -> Moment:
         """What holds once `tokens` tokens, or `step` steps, have been trained on.
 
-        At a border the stage that ends there still holds. Raises `RecipeError` beyond the end.
+        At a border the stage that ends there still holds. Raises `RecipeError` beyond the end and for what is no
+        number.
         """
         if (tokens is None) == (step is None):
             raise RecipeError("at() takes either tokens or step; give exactly one of them")
@@ -112,8 +114,12 @@ class Recipe:
             gamma=stage.gamma,
             mtp_weight=stage.mtp_weight,
             balance_alpha=stage.balance_alpha,
-            rope_scaling=stage.rope_scaling or self.model.rope_scaling,
+            rope_scaling=self.rope_scaling(stage),
         )
+
+    def rope_scaling(self, stage: Stage) -> dict[str, Any] | None:
+        """Rotary settings of a stage: its own or the model's; None is plain RoPE."""
+        return stage.rope_scaling or self.model.rope_scaling
 
     def weights(self, stage: Stage) -> dict[str, float]:
         """Share of each source in a stage; empty: as large as they are."""
@@ -133,6 +139,10 @@ class Recipe:
 
 
 def _check_inside(asked: float, end: int, unit: str) -> None:
+    if not isinstance(asked, Real) or isinstance(asked, bool):
+        raise RecipeError(
+            f"at() takes a number of {unit}, and {asked!r} is none; write 10e12 for 10T"
+        )
     if not 0 <= asked <= end:
         raise RecipeError(f"{asked} is outside this recipe's 0 to {end} {unit}")
 
@@ -190,9 +200,9 @@ def _read(name_or_path: str | Path) -> dict[str, Any]:
     if not path.is_file() and packaged.is_file():
         path = packaged
     if not path.is_file():
+        name, own = path.name.removesuffix(".toml"), "fathom's own recipes are"
         raise RecipeError(
-            f"no recipe {str(name_or_path)!r}: there is no such file, and fathom's own are "
-            f"{', '.join(recipe_names())}"
+            f"no recipe {str(name_or_path)!r}: there is no such file; {did_you_mean(name, recipe_names(), own)}"
         )
     try:
         return tomllib.loads(path.read_text(encoding="utf-8"))
@@ -224,7 +234,8 @@ def _override(content: dict[str, Any], override: str) -> None:
 def _stage_called(stages: list[Any], name: str) -> Any:
     named = {stage.get("name"): stage for stage in stages if isinstance(stage, dict)}
     if name not in named:
-        raise RecipeError(f"no stage is called {name!r}; there are {', '.join(map(str, named))}")
+        names = map(str, named)
+        raise RecipeError(f"no stage is called {name!r}; {did_you_mean(name, names, 'there are')}")
     return named[name]
 
 

@@ -5,9 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from fathom.errors import FathomError
+from fathom.pictures import check_picture, matplotlib, save_picture
 from fathom.runs.recipe import Recipe
-from fathom.runs.report.figure import pyplot
 from fathom.runs.schedule_panels import HEIGHT, LABELS, Colours, Schedules, draw_panels
 from fathom.runs.token_axis import TokenAxis
 
@@ -17,24 +16,19 @@ SAMPLES = 200
 
 
 def draw_schedule(recipe: Recipe, path: str | Path) -> Path:
-    """Draw learning rate, batch, length, γ and λ into a picture (.png, .svg or .pdf), and return its path.
+    """Draw learning rate, batch, length, γ, λ and α into a picture (.png, .svg or .pdf), and return its path.
 
     Raises `FathomError` when matplotlib is missing or the file cannot be written.
     """
-    plt, path, found = pyplot(), Path(path), schedules_of(recipe)
-    with plt.rc_context(_style()):
+    check_picture(path)
+    path, found = Path(path), schedules_of(recipe)
+    with matplotlib().rc_context(_style()):
         size = (10.4, 0.9 + HEIGHT * len(LABELS))
-        drawing, axes = plt.subplots(len(LABELS), 1, figsize=size, layout="constrained")
+        drawing = matplotlib().figure.Figure(figsize=size, layout="constrained")
+        axes = drawing.subplots(len(LABELS), 1)
         draw_panels(axes, found, list(LABELS), INK)
         drawing.suptitle(f"{recipe.name}: schedules over tokens", x=0.01, ha="left", fontsize=12)
-        try:
-            drawing.savefig(path, dpi=144)
-        except (OSError, ValueError) as error:
-            raise FathomError(
-                f"{path} could not be drawn ({error}); name a .png, .svg or .pdf file in a folder that exists"
-            ) from error
-        finally:
-            plt.close(drawing)
+        save_picture(drawing, path, dpi=144)
     return path
 
 

@@ -11,7 +11,8 @@ from dataclasses import dataclass, field, fields
 from functools import cached_property
 from typing import Any
 
-from fathom.errors import RecipeError
+from fathom.data.draws import check_rate
+from fathom.errors import DataError, RecipeError
 from fathom.train.ramp import Batches
 from fathom.train.schedule import learning_rate
 
@@ -55,10 +56,10 @@ class DataConfig:
         _check_choice("data.dedup", self.dedup, ("none", "exact", "near"))
         _check_weights("data.weights", self.weights)
         for key in ("fim_rate", "split_rate"):
-            if not 0 <= getattr(self, key) <= 1:
-                raise RecipeError(
-                    f"data.{key} = {getattr(self, key)} must lie between 0 and 1; 0.1 is usual"
-                )
+            try:
+                check_rate(f"data.{key}", getattr(self, key))
+            except DataError as error:
+                raise RecipeError(str(error)) from error
 
 
 @dataclass(frozen=True)

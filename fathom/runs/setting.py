@@ -9,6 +9,7 @@ from typing import Any
 from fathom.data.prepared import TokenData
 from fathom.data.progress import Say
 from fathom.runs.folder import RunFolder
+from fathom.runs.pace import Pace
 from fathom.runs.recipe import Recipe, Stage
 from fathom.runs.tensorboard import TensorBoard
 from fathom.runs.timeline import Span
@@ -40,6 +41,7 @@ class Setting:
     show: Show
     say: Say
     save: Callable[[Trainer], None]
+    pace: Pace
     board: TensorBoard | None = field(init=False)
 
     def __post_init__(self) -> None:
@@ -51,6 +53,11 @@ class Setting:
         self.folder.append(name, line)
         if self.board:
             self.board.write(name, line)
+
+    def close(self) -> None:
+        """Let go of what the stage held open; the run's own logs stay."""
+        if self.board:
+            self.board.close()
 
     @property
     def span(self) -> Span:

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from fathom.data.loader import Loader, Ring
 from fathom.data.mixture import Mixture
 from fathom.data.prepared import TokenData
-from fathom.errors import RecipeError
+from fathom.errors import RecipeError, did_you_mean
 from fathom.runs.recipe import Recipe
 
 ALL = "all"
@@ -77,6 +77,7 @@ def _check_names(weights: Mapping[str, float], known: tuple[str, ...], stage: st
     unknown = [name for name in weights if name not in known]
     if unknown:
         raise RecipeError(
-            f"stage {stage} weighs a source {unknown[0]!r} that the data has not; there are {', '.join(known)} "
+            f"stage {stage} weighs a source {unknown[0]!r} that the data has not; "
+            f"{did_you_mean(unknown[0], known, 'there are')} "
             f'(a source is named as in sources = ["{unknown[0]}=FOLDER"])'
         )

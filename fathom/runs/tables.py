@@ -6,7 +6,6 @@ Errors name the key as it is written in the recipe, its value, what it must be, 
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import json
 import math
 import re
@@ -16,7 +15,7 @@ import typing
 from collections.abc import Iterable, Mapping
 from typing import Any, TypeVar
 
-from fathom.errors import RecipeError
+from fathom.errors import RecipeError, did_you_mean
 
 T = TypeVar("T")
 _BARE_KEY = re.compile("[A-Za-z0-9_-]+")
@@ -42,9 +41,7 @@ def build(cls: type[T], table: Mapping[str, Any], where: str) -> T:
 
 def unknown(path: str, key: str, known: Iterable[str]) -> str:
     """The message for a key that does not exist, with the nearest one that does."""
-    near = difflib.get_close_matches(key, list(known), n=1)
-    hint = f"did you mean {near[0]!r}?" if near else f"known are {', '.join(sorted(known))}"
-    return f"{path} is not a key of a recipe; {hint}"
+    return f"{path} is not a key of a recipe; {did_you_mean(key, sorted(known))}"
 
 
 def _typed(value: Any, hint: Any, path: str) -> Any:

@@ -40,6 +40,12 @@ class TensorBoard:
                 self.writer.add_scalar(f"{GROUPS[log]}/{key}", value, line["step"])
         self.writer.flush()
 
+    def close(self) -> None:
+        """End the writer's thread and close its file."""
+        if self.writer is not None:
+            self.writer.close()
+            self.writer = None
+
     def _begin(self, step: int) -> Any:
         """A writer whose steps from `step` on replace those of the writers before it (resume, roll-back)."""
         from torch.utils.tensorboard import SummaryWriter

@@ -35,6 +35,16 @@ class Span:
         """The run's step that ends the stage."""
         return self.first_step + self.steps
 
+    @property
+    def heading(self) -> str:
+        """What a person is told before the stage's first step."""
+        first, last = self.batch_of(self.first_step + 1), self.batch_of(self.last_step)
+        batch = f"{first:,}" if first == last else f"{first:,} to {last:,}"
+        return (
+            f"stage {self.stage.name}: steps {self.first_step + 1:,} to {self.last_step:,}, each of {batch} × "
+            f"{self.stage.seq_len:,} tokens"
+        )
+
     def sequences_before(self, step: int) -> int:
         """Sequences of this stage that steps of the run before `step` (counted from 1) have taken."""
         return int(self.stage.batches.before(max(step - 1 - self.first_step, 0)))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from itertools import pairwise
 
 import pytest
 
@@ -18,7 +19,9 @@ def test_settings_are_changed_by_name() -> None:
     assert "temperature 0.5" in settings_of(found) and "top_k 7" in settings_of(found)
 
 
-@pytest.mark.parametrize("words", ["temperature", "colour 3", "top_k x", "top_k 1.5", "temperature -1"])
+@pytest.mark.parametrize(
+    "words", ["temperature", "colour 3", "top_k x", "top_k 1.5", "temperature -1"]
+)
 def test_settings_that_cannot_be(words: str) -> None:
     with pytest.raises(GenerationError):
         changed(Sampling(), words)
@@ -30,7 +33,7 @@ def test_reasoning_is_faint_wherever_tokens_cut_it(
 ) -> None:
     text = "a <b> <think>why</think> so </thin k"
     bounds = [0, *[cut for cut in cuts if cut < len(text)], len(text)]
-    parts = [text[a:b] for a, b in zip(bounds, bounds[1:], strict=False)]
+    parts = [text[a:b] for a, b in pairwise(bounds)]
     shown(parts)
     assert capsys.readouterr().out == f"{text} [stopped]\n"
     monkeypatch.setattr(sys.stdout, "isatty", lambda: True)

@@ -67,6 +67,29 @@ def test_inspect_shows_everything(
     assert "code/code.jsonl" not in one and "zh/zh.jsonl:" in one
 
 
+def test_inspect_fits_into_80_columns(
+    made: tuple[Path, str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No number is cut, no row of a table goes over two lines."""
+    manifest = json.loads((made[0] / "manifest.json").read_text())
+    source = manifest["sources"]["code"]
+    source["tokens"]["train"], source["documents"]["train"] = 1_234_567_890, 12_345_678
+    source["path"] = "/a/long/way/down" * 6
+    (made[0] / "manifest.json").write_text(json.dumps(manifest))
+    monkeypatch.setenv("COLUMNS", "80")
+    status, out, err = call(capsys, "data", "inspect", str(made[0]), "--documents", "1")
+    assert (status, err) == (0, "")
+    lines = out.splitlines()
+    assert max(map(len, lines)) <= 80
+    row = next(line for line in lines if line.startswith("code  "))
+    held_out = f"{source['tokens']['held_out']:,}"
+    assert row.split()[1:4] == ["3", "12,345,678", "1,234,567,890"]
+    assert row.split()[5:] == [held_out, source["held_out_kind"]]
+    assert "".join(lines).count("/a/long/way/down") == 6
+    at = next(i for i, line in enumerate(lines) if "code: unreadable, broken JSON" in line)
+    assert lines[at].split()[0] == "1" and "code.jsonl:82: '{broken'" in lines[at + 1]
+
+
 def test_a_run_trains_on_it(
     made: tuple[Path, str],
     tmp_path: Path,

@@ -3,15 +3,29 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from fathom.runs import execute
+from fathom.cli import eval_needle
+from fathom.runs import execute, looking
 from tests.cli.calling import call
 from tests.runs.tiny import MODEL, MONITOR, STAGE, tiny_recipe, write_corpus
 
 NEEDLES = {"needle_lengths": [40, 64], "needle_depths": 3, "needle_trials": 2}
+
+
+class Counted:
+    """A function, and how often it was called."""
+
+    def __init__(self, function: Callable[..., Any]) -> None:
+        self.function, self.calls = function, 0
+
+    def __call__(self, *given: Any) -> Any:
+        self.calls += 1
+        return self.function(*given)
 
 
 @pytest.fixture(scope="module")
@@ -35,8 +49,10 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     text = tiny_recipe(write_corpus(folder / "corpus.txt"), stages=stages[:1])
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(execute, "_report", lambda job: None)
+        patch.setattr(looking, "needle_grid", counted := Counted(looking.needle_grid))
         execute.run(pairs, folder / "pairs")
         execute.run(text, folder / "text")
+    (folder / "grids").write_text(str(counted.calls))
     return folder
 
 
@@ -50,6 +66,7 @@ def test_a_run_looks_for_needles_before_and_after_each_stage(runs: Path) -> None
         (6, "more", "after"),
     ]
     assert lines[0]["found"] == lines[1]["found"], "the same model, the same rotary settings"
+    assert (runs / "grids").read_text() == "2", "and therefore not looked for twice"
     assert lines[0]["lengths"] == [40, 64] and lines[0]["depths"] == [0.0, 0.5, 1.0]
     assert lines[0]["trials"] == 2
     assert [len(row) for row in lines[0]["found"]] == [3, 3]
@@ -88,6 +105,16 @@ def test_a_heat_map_on_the_terminal_and_as_a_picture(
     assert "<svg" in picture.read_text()
 
 
+def test_a_picture_that_cannot_be_is_refused_before_anything_is_read(
+    runs: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened: list[object] = []
+    monkeypatch.setattr(eval_needle, "open_model", lambda *given, **named: opened.append(given))
+    status, _, err = call(capsys, "eval", "needle", runs / "pairs", "--out", "x.foo")
+    assert status == 2 and "x.foo could not be drawn (.foo is no format of pictures here)" in err
+    assert not opened
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -97,7 +124,8 @@ def test_a_heat_map_on_the_terminal_and_as_a_picture(
         (("pairs", "--lengths", "long"), "must be numbers"),
         (("text", "--filler", "nowhere.txt"), "cannot be read as text"),
         (("text/model",), "give one with --filler"),
-        (("pairs", "--format", "pairs", "--trials", "1", "--out", "map.doc"), "give a .png"),
+        (("pairs", "--format", "pairs", "--trials", "1", "--out", "map.doc"), "name a .png"),
+        (("pairs", "--format", "pairs", "--out", "nowhere/map.png"), "there is no folder nowhere"),
     ],
 )
 def test_what_cannot_be_done_is_one_line(

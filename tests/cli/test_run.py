@@ -34,8 +34,9 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["nanno"], "no recipe 'nanno'"),
-        (["empty"], "no recipe 'empty'"),
+        (["nanno"], "no recipe 'nanno': there is no such file; did you mean 'nano'?"),
+        (["recipes/nano-ful.toml"], "did you mean 'nano-full'?"),
+        (["empty"], "fathom's own recipes are gpu-1b, mini, nano"),
         (["torn.toml"], "torn.toml is not TOML"),
         (["junk.bin"], "junk.bin is not TOML"),
         ([], "Missing argument"),
@@ -49,6 +50,8 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         (["tiny.toml", "--set", "modle.hidden_size=8"], "did you mean 'model'"),
         (["tiny.toml", "--set", "stages.pretrain.lr"], "must look like stages.pretrain.lr=3e-4"),
         (["tiny.toml", "--set", "stages.sft.lr=1"], "no stage is called 'sft'"),
+        (["tiny.toml", "--set", "stages.pretrian.lr=1"], "did you mean 'pretrain'?"),
+        (["tiny.toml", "--set", "data.weights.txet=1"], "did you mean 'text'?"),
         (["tiny.toml", "--set", "stages.pretrain.lr=fast"], "must be a number"),
         (["tiny.toml", "--set", "stages.pretrain.seq_len=65"], "max_position_embeddings = 64"),
         (["tiny.toml", "--set", "model.n_group=3"], "n_group"),

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 
-from fathom.data.draws import key_of, uniform
+from fathom.data.draws import check_rate, key_of, uniform
+from fathom.errors import DataError
 
 
 def test_the_stream_is_the_one_it_always_was() -> None:
@@ -30,3 +32,11 @@ def test_uniform_over_keys_and_within_one() -> None:
         assert values.min() >= 0 and values.max() < 1
         counts, _ = np.histogram(values, 10, (0, 1))
         assert abs(counts - 200).max() < 5 * np.sqrt(200 * 0.9)
+
+
+@pytest.mark.parametrize("rate", [-0.1, 1.01, float("nan")])
+def test_what_is_no_rate_is_refused_by_its_name(rate: float) -> None:
+    with pytest.raises(DataError, match=rf"fim_rate={rate} is not a share; use 0"):
+        check_rate("fim_rate", rate)
+    check_rate("fim_rate", 0.0)
+    check_rate("fim_rate", 1)

@@ -12,9 +12,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fathom.data import prepare
+from fathom.data import prepare, progress
 from fathom.data.pipeline.duplicates import (
     Clusters,
+    Told,
     candidates,
     exact_duplicates,
     near_duplicates,
@@ -47,7 +48,8 @@ def edited(text: str, rate: float, draw: random.Random) -> str:
 def near(texts: list[str]) -> np.ndarray:
     shown = [comparable(t) for t in texts]
     return near_duplicates(
-        signatures(texts), lambda pairs: np.array([similar(shown[a], shown[b]) for a, b in pairs])
+        signatures(texts),
+        lambda pairs, _: np.array([similar(shown[a], shown[b]) for a, b in pairs]),
     )[0]
 
 
@@ -67,17 +69,28 @@ def test_half_of_a_text_in_common_is_no_duplicate() -> None:
     assert (found == np.arange(39)).all()
 
 
-def test_a_crowd_of_copies_becomes_one_cluster_of_few_questions() -> None:
+def test_a_crowd_of_copies_becomes_one_cluster_of_few_questions(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """And all of it is told, to the last pair."""
+    monkeypatch.setattr(progress, "_SHOWN_EVERY", 0.0)
+    shown_lines: list[str] = []
     draw, asked = random.Random(0), []
     texts = [edited(text(LATIN, 1), 0.02, draw) for _ in range(300)]
     shown = [comparable(t) for t in texts]
 
-    def verify(pairs: np.ndarray) -> np.ndarray:
+    def verify(pairs: np.ndarray, told: Told) -> np.ndarray:
         asked.extend(pairs)
+        told(len(pairs))
         return np.array([similar(shown[a], shown[b]) for a, b in pairs])
 
-    found, count = near_duplicates(signatures(texts), verify)
+    found, count = near_duplicates(signatures(texts), verify, shown_lines.append)
     assert (found == 0).all() and len(asked) == count < 900
+    done, total = re.findall(
+        "comparing texts: ([0-9,]+) of ([0-9,]+) pairs, .* left", shown_lines[-1]
+    )[0]
+    assert done == total and shown_lines[0] == "comparing signatures …"
+    assert shown_lines[96].startswith("comparing signatures: 96 of 96 bands, ")
 
 
 def test_candidates_are_those_that_share_a_band() -> None:
@@ -145,6 +158,10 @@ def test_prepare_keeps_the_first_of_each_cluster_across_sources(tmp_path: Path) 
         kept[dedup] = data.manifest["content_documents"]
         assert data.names == ("a", "b")
     assert kept == {"none": 52, "exact": 51, "near": 41}
+    order: list[str] = []
+    prepare(tmp_path / "again", sources, str(tmp_path / "near"), dedup="near", say=order.append)
+    heads = [line.split(" ")[0] for line in order[:5]]
+    assert heads == ["reading", "52", "looking", "near-duplicates:", "encoding"]
     lines = [json.loads(line) for line in (tmp_path / "near" / "rejects.jsonl").open()]
     assert [line["place"] for line in lines] == [f"b.jsonl:{i}" for i in range(1, 12)]
     assert lines[10]["kind"] == "exact duplicate" and lines[10]["reason"] == "repeats a/a.jsonl:21"

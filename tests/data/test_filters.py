@@ -11,7 +11,12 @@ from hypothesis import strategies as st
 
 from fathom.data import prepare
 from fathom.data.filters import FILTERS, filter_marks, load_filters, why_dropped
-from fathom.data.normalise import DEFAULT_NORMALISATION, NORMALISATIONS, normalised
+from fathom.data.normalise import (
+    DEFAULT_NORMALISATION,
+    NORMALISATIONS,
+    check_normalisations,
+    normalised,
+)
 from fathom.errors import DataError
 
 PROSE = (
@@ -87,6 +92,7 @@ def test_what_is_wrong_with_a_filter_is_said(tmp_path: Path) -> None:
     (tmp_path / "fails.py").write_text("def f(text):\n    return text.missing\n")
     for specification, message in (
         ("nonsense", r"'nonsense' is not known; take of too_short"),
+        ("to_short=9", r"filter 'to_short' is not known; did you mean 'too_short'\?, or give FILE"),
         ("too_short=many", r"'many' is not a number"),
         (f"{tmp_path}/none.py:f", r"no filter in .*none.py"),
         (f"{tmp_path}/broken.py:f", r"broken.py cannot be run \(SyntaxError"),
@@ -135,3 +141,5 @@ def test_normalising_twice_is_normalising_once(text: str) -> None:
 def test_an_unknown_normalisation_is_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"'lower' is not known; take of mark, zeros, nfc"):
         prepare(tmp_path / "out", ["stdlib"], "bpe", 300, normalise=["lower"])
+    with pytest.raises(DataError, match=r"'line_end' is not known; did you mean 'line_ends'"):
+        check_normalisations(["line_end"])

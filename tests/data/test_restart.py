@@ -187,6 +187,41 @@ def test_a_changed_source_or_setting_begins_anew(corpus: Path, tmp_path: Path) -
     assert said[0].startswith("reading") and data.manifest["content_documents"] == 1
 
 
+@pytest.mark.parametrize(
+    ("package", "name", "dedup"),
+    [
+        ("rapidfuzz", "a.txt", "near"),
+        ("rensa", "a.txt", "near"),
+        ("pyarrow", "b.parquet", "none"),
+        ("zstandard", "b.txt.zst", "none"),
+    ],
+)
+def test_a_missing_package_is_told_first_and_costs_no_finished_work(
+    package: str, name: str, dedup: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source, out = tmp_path / "source", tmp_path / "out"
+    source.mkdir()
+    for file in {"a.txt", name}:
+        (source / file).write_text("some text to learn from " * 40)
+
+    def interrupt(line: str) -> None:
+        if line.startswith("encoding"):
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        prepare(out, [str(source)], "bpe", 300, dedup=dedup, say=interrupt)
+    done = content(tmp_path / ".out.building")
+    assert any(path.startswith("read/") for path in done)
+    with monkeypatch.context() as patch:
+        patch.setitem(sys.modules, package, None)
+        with pytest.raises(DataError, match=rf"{package}.*pip install 'fathom\[data\]'"):
+            prepare(out, [str(source)], "bpe", 300, dedup=dedup)
+    assert content(tmp_path / ".out.building") == done
+    said: list[str] = []
+    prepare(out, [str(source)], "bpe", 300, dedup=dedup, say=said.append)
+    assert said[0] == "going on where it was stopped"
+
+
 def test_two_processes_cannot_make_the_same_folder(tmp_path: Path) -> None:
     first, second = WorkFolder(tmp_path / "w"), WorkFolder(tmp_path / "w")
     assert first.claim({"a": 1}) is False

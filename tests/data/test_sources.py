@@ -5,6 +5,7 @@ from __future__ import annotations
 import builtins
 import errno
 import gzip
+import io
 import json
 import os
 import sys
@@ -13,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from fathom.data import Document, Rejects, prepare, read_documents
+from fathom.data import Document, Rejects, prepare, read_documents, readers
 from fathom.data.readers import PartReader
 from fathom.data.rejects import Reject
 from fathom.data.sources import Source, parse_sources
@@ -204,6 +205,40 @@ def test_a_large_jsonl_is_cut_anywhere_and_loses_no_line(size: int, tmp_path: Pa
     assert texts == [json.loads(line)["text"] for line in lines if line]
     assert sum(reader.rows for reader in readers) == 60
     assert sum(reader.blank for reader in readers) == 12
+
+
+class Counting(io.FileIO):
+    """Counts the bytes that are read from all of its kind."""
+
+    read_in_all = 0
+
+    def readinto(self, buffer: Any) -> int:
+        count = super().readinto(buffer)
+        Counting.read_in_all += count or 0
+        return count or 0
+
+
+def test_a_line_longer_than_many_parts_is_read_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each part looks for its own first line up to its own end and no further."""
+    path, texts = tmp_path / "d.jsonl", ["a", "x" * 1_000_000, "b", "c" * 15_000, "d"]
+    path.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    (file,) = files_of(str(path), Rejects())
+    monkeypatch.setattr(readers, "_open", lambda path: io.BufferedReader(Counting(path)))
+    parts = parts_of(file, 20_000)
+    assert len(parts) > 50
+    assert [text for part in parts for _, text in PartReader(part)] == texts
+    assert file.size < Counting.read_in_all < 3 * file.size
+
+
+def test_a_block_that_unpacks_to_a_thousand_times_its_size(tmp_path: Path) -> None:
+    zstandard = pytest.importorskip("zstandard")
+    text = "so it goes on " * 1_000_000
+    path = tmp_path / "a.jsonl.zst"
+    path.write_bytes(zstandard.compress(json.dumps({"text": text}).encode()))
+    assert path.stat().st_size < 131_072, "one read unpacks it all"
+    assert [d.text for d in read(path)[0]] == [text]
 
 
 def test_units_hold_every_part_once_and_no_more_than_their_size(tmp_path: Path) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -52,7 +54,9 @@ def test_what_was_unused_for_longest_is_forgotten_first_and_ends_before_begins()
     assert len(pool.known(chains[1])) == 1 and len(pool.known(chains[2])) == 2
 
 
-@given(st.lists(st.integers(0, 30), unique=True, min_size=1, max_size=12), st.integers(1, 5), st.data())
+@given(
+    st.lists(st.integers(0, 30), unique=True, min_size=1, max_size=12), st.integers(1, 5), st.data()
+)
 @settings(max_examples=100, deadline=None)
 def test_runs_are_the_slots_in_order(blocks: list[int], size: int, data: st.DataObject) -> None:
     end = data.draw(st.integers(1, len(blocks) * size))
@@ -60,7 +64,7 @@ def test_runs_are_the_slots_in_order(blocks: list[int], size: int, data: st.Data
     slots = [slot for lo, hi in runs_of(blocks, size, first, end) for slot in range(lo, hi)]
     assert slots == [blocks[i // size] * size + i % size for i in range(first, end)]
     runs = runs_of(blocks, size, first, end)
-    assert all(a[1] != b[0] for a, b in zip(runs, runs[1:], strict=False))
+    assert all(a[1] != b[0] for a, b in pairwise(runs))
 
 
 class Pool(RuleBasedStateMachine):

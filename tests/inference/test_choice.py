@@ -97,7 +97,9 @@ def test_draws_follow_the_distribution(wish: Sampling) -> None:
     expected = probabilities(logits[None], [draw])[0]
     for seeds, places in ((range(20_000), [7] * 20_000), ([3] * 20_000, range(20_000))):
         draws = [Draw(wish, s, p, (), (0, 0, 1)) for s, p in zip(seeds, places, strict=True)]
-        found = torch.bincount(torch.tensor(choose(logits.repeat(20_000, 1), draws).tokens), minlength=6)
+        found = torch.bincount(
+            torch.tensor(choose(logits.repeat(20_000, 1), draws).tokens), minlength=6
+        )
         assert fits(found, expected)
 
 
@@ -173,4 +175,7 @@ def test_wishes_that_cannot_be(wish: dict[str, Any], words: str) -> None:
 
 
 def test_a_single_stop_is_a_list_of_one() -> None:
-    assert Sampling(stop="x").stop == ("x",) and Sampling(stop_token_ids=[3, 4]).stop_token_ids == (3, 4)  # type: ignore[arg-type]
+    assert Sampling(stop="x").stop == ("x",) and Sampling(stop_token_ids=[3, 4]).stop_token_ids == (
+        3,
+        4,
+    )  # type: ignore[arg-type]

@@ -107,6 +107,7 @@ def small_engine(model: fathom.Transformer, tokens: int, **settings: Any) -> Eng
 def with_blocks(engine: Engine, blocks: int) -> Engine:
     pool = type(engine.pool)(blocks, engine.pool.size)
     engine.pool = engine.scheduler.pool = pool
+    engine.maker.room = blocks * pool.size
     return engine
 
 
@@ -195,7 +196,21 @@ def test_logprobs_of_answer_and_prompt() -> None:
         assert logprob is not None and logprob.token == ids[place]
         assert logprob.logprob == pytest.approx(float(log_TV[place - 1, ids[place]]), abs=1e-5)
         assert logprob.rank == 1 + int((log_TV[place - 1] > log_TV[place - 1, ids[place]]).sum())
-        assert [t for t, _ in logprob.top] == log_TV[place - 1].topk(len(logprob.top)).indices.tolist()
+        assert [t for t, _ in logprob.top] == log_TV[place - 1].topk(
+            len(logprob.top)
+        ).indices.tolist()
+
+
+def test_prompt_logprobs_survive_being_put_back() -> None:
+    model = model_of("v3")
+    engine = small_engine(model, tokens=80, block_size=4, batch_tokens=9)
+    wish = Sampling(0.0, max_new_tokens=20, prompt_logprobs=0, ignore_eos=True)
+    prompts = [list(range(2 + k, 32 + k)) for k in range(3)]
+    outputs = list(engine.generate(prompts, wish))
+    assert sum(output.usage.preemptions for output in outputs) > 0
+    for prompt, output in zip(prompts, outputs, strict=True):
+        assert output.prompt_logprobs is not None
+        assert [logprob.token for logprob in output.prompt_logprobs if logprob] == prompt[1:]
 
 
 def test_leaving_early_frees_everything() -> None:

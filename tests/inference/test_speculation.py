@@ -12,7 +12,7 @@ import torch
 import fathom
 from fathom.inference import Engine, Sampling
 from fathom.inference.choice import CLOSE, Draw, probabilities
-from fathom.inference.speculation import AGAIN, TRIALS, Payoff
+from fathom.inference.payoff import AGAIN, TRIALS, Payoff
 from tests.inference.chi_square import fits
 from tests.model.tiny import tiny_model
 
@@ -28,17 +28,26 @@ WISHES = {
 
 
 def small(depth: int, vocabulary: int = 12, **changes: Any) -> fathom.Transformer:
-    return tiny_model(depth, vocab_size=vocabulary, num_nextn_predict_layers=depth, **changes).eval()
+    return tiny_model(
+        depth, vocab_size=vocabulary, num_nextn_predict_layers=depth, **changes
+    ).eval()
 
 
 @pytest.mark.parametrize(
     ("depth", "wish"),
-    [(1, "plain"), (2, "plain"), (3, "plain"), *((1 + i % 3, wish) for i, wish in enumerate(WISHES) if i)],
+    [
+        (1, "plain"),
+        (2, "plain"),
+        (3, "plain"),
+        *((1 + i % 3, wish) for i, wish in enumerate(WISHES) if i),
+    ],
 )
 def test_the_second_token_has_the_models_distribution(depth: int, wish: str) -> None:
     """Many requests with seeds of their own; the token after the first is checked against drafts."""
     model, prompt, count = small(depth), [4, 9, 2, 7], 2400
-    engine = Engine(model, max_requests=200, speculate=depth + 1, always_speculate=True, batch_tokens=2000)
+    engine = Engine(
+        model, max_requests=200, speculate=depth + 1, always_speculate=True, batch_tokens=2000
+    )
     asked = replace(WISHES[wish], max_new_tokens=depth + 3, seed=1, n=count, ignore_eos=True)
     answers = [output.token_ids for output in engine.generate([prompt], asked)]
     first = torch.bincount(torch.tensor([answer[0] for answer in answers]), minlength=12)
@@ -114,7 +123,9 @@ def test_nothing_leaks_past_a_stop(place: int) -> None:
     assert engine.pool.free == engine.pool.count
 
 
-@pytest.mark.parametrize("changes", [{}, {"mtp_hidden": "pre_norm"}, {"mtp_concat_order": "hidden_first"}])
+@pytest.mark.parametrize(
+    "changes", [{}, {"mtp_hidden": "pre_norm"}, {"mtp_concat_order": "hidden_first"}]
+)
 @pytest.mark.parametrize("depth", [1, 2, 3])
 def test_drafts_are_what_the_modules_of_the_model_say(depth: int, changes: dict[str, str]) -> None:
     """Greedy drafts behind a text equal those of a whole pass of the model over the text and its drafts."""
@@ -154,7 +165,9 @@ def test_drafting_stops_where_it_does_not_pay_and_is_tried_again() -> None:
     assert payoff.drafting(8)  # another size is measured for itself
 
 
-def test_answers_do_not_depend_on_when_drafting_is_switched(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_answers_do_not_depend_on_when_drafting_is_switched(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     model, rng = small(2, 101), random.Random(4)
     prompts = [[rng.randrange(2, 101) for _ in range(rng.randint(1, 30))] for _ in range(5)]
     wishes = [Sampling(1.0, seed=seed, max_new_tokens=25, ignore_eos=True) for seed in range(5)]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -12,7 +14,7 @@ from fathom.inference.stopping import Spoken
 def said(text: str, cuts: list[int], stops: list[str]) -> tuple[Spoken, list[str]]:
     """`text` pushed in parts, one "token" each."""
     bounds = [0, *sorted(set(cuts)), len(text)]
-    parts = [text[a:b] for a, b in zip(bounds, bounds[1:], strict=False)]
+    parts = [text[a:b] for a, b in pairwise(bounds)]
     spoken = Spoken(TextStream(lambda ids: "".join(parts[i] for i in ids)), stops)
     shown = []
     for number in range(len(parts)):

@@ -162,11 +162,12 @@ def test_lines_behind_the_checkpoint_are_forgotten_in_every_log(folder: RunFolde
 
 def test_a_line_is_found_by_some_of_its_values(folder: RunFolder) -> None:
     folder.claim(tiny_recipe())
-    assert not folder.has_line("positions.jsonl", {"step": 1})
-    folder.append("positions.jsonl", {"step": 1, "stage": "a", "edges": [0, 1]})
-    assert folder.has_line("positions.jsonl", {"stage": "a", "edges": [0, 1]})
-    assert not folder.has_line("positions.jsonl", {"stage": "a", "step": 2})
-    assert not folder.has_line("positions.jsonl", {"stage": "a", "when": "before"})
+    assert folder.line_with("positions.jsonl", {"step": 1}) is None
+    line = {"step": 1, "stage": "a", "edges": [0, 1]}
+    folder.append("positions.jsonl", line)
+    assert folder.line_with("positions.jsonl", {"stage": "a", "edges": [0, 1]}) == line
+    assert folder.line_with("positions.jsonl", {"stage": "a", "step": 2}) is None
+    assert folder.line_with("positions.jsonl", {"stage": "a", "when": "before"}) is None
 
 
 WHOLE = json.dumps({"step": 3, "text": "é", "loss": 12.5}, ensure_ascii=False).encode()

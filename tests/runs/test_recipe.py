@@ -6,6 +6,7 @@ import math
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 import fathom
@@ -110,6 +111,8 @@ def changed(path: str, value: Any) -> dict[str, Any]:
         ("data.sources", ["a", 3], ["data.sources[1] = 3", "a text"]),
         ("data.sources", [], ["data.sources", "empty"]),
         ("data.held_out", 1.0, ["data.held_out = 1.0", "between 0 and 1"]),
+        ("data.fim_rate", 1.5, ["data.fim_rate=1.5 is not a share", "up to 1"]),
+        ("data.split_rate", -0.1, ["data.split_rate=-0.1 is not a share"]),
         ("data.held_out_kind", "head", ["data.held_out_kind = 'head'", "tail"]),
         ("precision.compute", "float8", ["precision.compute = 'float8'", "bfloat16"]),
         ("precision.recompute", 1, ["precision.recompute = 1", "true or false"]),
@@ -293,6 +296,17 @@ def test_moments_that_do_not_exist(two_stages: Any) -> None:
     for asked in ({}, {"tokens": 1, "step": 1}):
         with pytest.raises(RecipeError, match="exactly one"):
             two_stages.at(**asked)
+
+
+@pytest.mark.parametrize(
+    "asked", [{"tokens": "10T"}, {"step": "5"}, {"tokens": True}, {"tokens": [1]}]
+)
+def test_a_moment_is_asked_for_by_a_number(asked: dict[str, Any], two_stages: Any) -> None:
+    with pytest.raises(
+        RecipeError, match=r"takes a number of (tokens|steps), and .* is none; write 10e12"
+    ):
+        two_stages.at(**asked)
+    assert two_stages.at(tokens=np.int64(64)) == two_stages.at(tokens=64)
 
 
 def test_the_package_offers_it() -> None:

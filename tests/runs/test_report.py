@@ -218,12 +218,35 @@ def test_held_out_losses_on_one_text_make_a_curve(tmp_path: Path, tokens: int, l
     assert "Dots:" in text and "Diamonds" not in text
 
 
+def test_the_average_has_its_curve_and_its_figure(tmp_path: Path) -> None:
+    folder = write_run(tmp_path / "tiny")
+    sizes = [(10, 100), (20, 100), (30, 900)]
+    evals = [
+        {"step": s, "loss": 2.0, "ema_loss": 1.75 + s / 1000, "held_out_tokens": n}
+        for s, n in sizes
+    ]
+    write_jsonl(folder / "evals.jsonl", evals)
+    write_manifest(folder, held_out=901)
+    text = write_report(folder).read_text(encoding="utf-8")
+    labels = re.findall(">(held out[^<]*)</text>", text)
+    whole = ["held out, a part", "held out, all"]
+    assert labels == [f"{kind}{which}" for kind in whole for which in ("", ", averaged weights")]
+    assert "Hollow marks: on the same text" in text
+    cards = {name: value for name, value, _ in headline(RunData.read(folder))}
+    assert cards["held-out loss, averaged"] == "1.780"
+
+
 def test_the_caption_tells_only_of_what_is_drawn(tmp_path: Path) -> None:
     folder = write_run(tmp_path / "tiny", mtp_loss=None)
     (folder / "evals.jsonl").unlink()
     text = write_report(folder).read_text(encoding="utf-8")
     assert "Pale: every step" in text
-    assert "Dots" not in text and "Diamonds" not in text and "MTP predicts" not in text
+    assert (
+        "Dots" not in text
+        and "Diamonds" not in text
+        and "Hollow" not in text
+        and "MTP predicts" not in text
+    )
 
 
 def test_stages_are_marked(tmp_path: Path) -> None:

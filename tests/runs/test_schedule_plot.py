@@ -6,12 +6,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
 
 from fathom import load_recipe
 from fathom.errors import FathomError
 from fathom.planning.describe import human
 from fathom.runs.recipe import recipe_names
-from fathom.runs.schedule_plot import draw_schedule, schedules_of
+from fathom.runs.schedule_panels import Schedules, draw_panels
+from fathom.runs.schedule_plot import INK, draw_schedule, schedules_of
 from fathom.runs.token_axis import (
     LEAST_PIECE,
     LEAST_STAGE,
@@ -70,6 +73,30 @@ def test_the_report_s_own_marks_are_knots() -> None:
     assert len(marks) == 9 and np.diff(axis.places).min() > 0.04
 
 
+def rate_axis(values: list[float]) -> tuple[str, list[str]]:
+    """Scale and labels of the learning rate's axis."""
+    drawing = Figure()
+    axes = drawing.subplots()
+    axis = TokenAxis(((0.0, "a"),), float(len(values)))
+    found = Schedules(axis, [float(i) for i in range(len(values))], {"lr": values})
+    draw_panels([axes], found, ["lr"], INK)
+    FigureCanvasAgg(drawing).draw()
+    labels = [label.get_text() for label in axes.get_yticklabels()]
+    return axes.get_yscale(), labels
+
+
+def test_the_report_s_rates_that_hold_have_ticks() -> None:
+    scale, labels = rate_axis(list(schedules_of(load_recipe("v3-671b")).values["lr"]))
+    assert scale == "log" and sorted(labels) == ["2.2e-4", "2.2e-5", "7.3e-6"]
+
+
+def test_a_rate_that_falls_below_all_that_hold_has_an_axis_from_zero() -> None:
+    falling = [2e-3 * step / 9 for step in range(9)] + [2e-3] * 9 + [2e-4] * 9 + [1e-4, 5e-5, 0.0]
+    scale, labels = rate_axis(falling)
+    assert scale == "linear" and {"0", "2e-3", "1e-3"} <= set(labels)
+    assert "2e-4" not in labels, "no room above 0"
+
+
 @pytest.mark.parametrize("suffix", [".png", ".svg"])
 def test_a_picture_is_written(tmp_path: Path, suffix: str) -> None:
     path = draw_schedule(load_recipe("nano-full"), tmp_path / f"schedule{suffix}")
@@ -80,6 +107,7 @@ def test_a_picture_is_written(tmp_path: Path, suffix: str) -> None:
         for expected in (
             "extend-8k",
             "λ, weight of the MTP loss",
+            "α, weight of the balance loss",
             "short stretches are drawn wider",
         ):
             assert expected in text
@@ -92,10 +120,6 @@ def test_a_file_that_cannot_be_drawn_is_one_clear_error(tmp_path: Path, name: st
 
 
 def test_borders_are_drawn_between_stages_only() -> None:
-    from fathom.runs.report.figure import pyplot
-
-    plt = pyplot()
-    drawing, axes = plt.subplots()
+    axes = Figure().subplots()
     border_stages(axes, TokenAxis(((0.0, "a"), (1.0, "b"), (2.0, "c")), 3.0), "black")
     assert [line.get_xdata()[0] for line in axes.lines] == [1.0, 2.0]
-    plt.close(drawing)

@@ -6,6 +6,7 @@ import json
 import math
 import shutil
 import sys
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -269,6 +270,8 @@ def test_tensorboard_has_the_numbers_of_the_logs_once(
     held_out = [line["loss"] for line in logged(run)["evals.jsonl"]]
     assert [event.value for event in events.Scalars("held_out/loss")] == pytest.approx(held_out)
     assert {"train/grad_norm", "train/lr", "train/max_load"} <= set(events.Tags()["scalars"])
+    writing = [t for t in threading.enumerate() if type(t).__name__ == "_AsyncWriterThread"]
+    assert not writing, "a writer was left open"
 
 
 def test_tensorboard_missing_is_told_before_anything_is_written(

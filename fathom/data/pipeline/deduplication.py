@@ -7,12 +7,18 @@ from pathlib import Path
 
 import numpy as np
 
-from fathom.data.pipeline.duplicates import Pairs, exact_duplicates, near_duplicates, similar
+from fathom.data.pipeline.duplicates import (
+    Pairs,
+    Told,
+    exact_duplicates,
+    near_duplicates,
+    similar,
+)
 from fathom.data.pipeline.reading import Corpus, read_texts
 from fathom.data.pipeline.signatures import comparable
 from fathom.data.pipeline.work import finishing
 from fathom.data.pipeline.workers import Workers
-from fathom.data.progress import Say
+from fathom.data.progress import Say, silent
 from fathom.errors import DataError
 
 NONE, EXACT, NEAR = "none", "exact", "near"
@@ -49,12 +55,12 @@ class Duplicates:
 
 
 def find_duplicates(
-    corpus: Corpus, kind: str, piece: Path, workers: Workers, say: Say
+    corpus: Corpus, kind: str, piece: Path, workers: Workers, say: Say, show: Say = silent
 ) -> Duplicates:
     """The duplicates of a corpus, found now or, in the folder `piece`, by an earlier process."""
     if not piece.exists():
         with finishing(piece) as folder:
-            exact, near = _find(corpus, kind, folder, workers, say)
+            exact, near = _find(corpus, kind, folder, workers, say, show)
             np.save(folder / "exact.npy", exact)
             np.save(folder / "near.npy", near)
             (folder / "signatures.bin").unlink(missing_ok=True)
@@ -62,7 +68,7 @@ def find_duplicates(
 
 
 def _find(
-    corpus: Corpus, kind: str, folder: Path, workers: Workers, say: Say
+    corpus: Corpus, kind: str, folder: Path, workers: Workers, say: Say, show: Say
 ) -> tuple[np.ndarray, np.ndarray]:
     exact = near = np.arange(len(corpus.index))
     if kind == NONE or not len(exact):
@@ -71,11 +77,12 @@ def _find(
     if kind == EXACT:
         return exact, near
     distinct = np.flatnonzero(exact == near)
+    say(f"looking for near-duplicates among {len(distinct):,} documents")
     signatures = corpus.signatures(folder / "signatures.bin")
     if len(distinct) < len(exact):
         signatures = signatures[distinct]
     roots, asked = near_duplicates(
-        signatures, lambda pairs: _verify(corpus, distinct[pairs], workers)
+        signatures, lambda pairs, told: _verify(corpus, distinct[pairs], workers, told), show
     )
     say(f"near-duplicates: {asked:,} pairs compared")
     near = near.copy()
@@ -83,15 +90,18 @@ def _find(
     return exact, near
 
 
-def _verify(corpus: Corpus, pairs: Pairs, workers: Workers) -> np.ndarray:
-    """bool [pairs]: whether the two texts are similar."""
+def _verify(corpus: Corpus, pairs: Pairs, workers: Workers, told: Told) -> np.ndarray:
+    """bool [pairs]: whether the two texts are similar; `told` hears of some at a time."""
     pieces = [str(piece) for piece in corpus.pieces]
     units = np.searchsorted(corpus.first, pairs, side="right") - 1
     tasks = [
         (pieces, units[i : i + _VERIFIED_AT_ONCE], corpus.index[pairs[i : i + _VERIFIED_AT_ONCE]])
         for i in range(0, len(pairs), _VERIFIED_AT_ONCE)
     ]
-    answers = dict(workers.map(are_similar, tasks))
+    answers: dict[int, np.ndarray] = {}
+    for number, answer in workers.map(are_similar, tasks):
+        answers[number] = answer
+        told(len(answer))
     return np.concatenate([answers[i] for i in range(len(tasks))])
 
 

@@ -23,6 +23,7 @@ from itertools import pairwise
 import numpy as np
 
 from fathom.data.pipeline.signatures import PLACES
+from fathom.data.progress import Progress, Say, silent
 
 ROWS = 2
 """Places in a band."""
@@ -35,6 +36,8 @@ _PIECE = 20_000
 
 Pairs = np.ndarray
 """int64 [pairs, 2], the earlier document first."""
+Told = Callable[[int], None]
+"""Hears how many more are done."""
 
 
 def exact_duplicates(hashes: np.ndarray) -> np.ndarray:
@@ -51,12 +54,14 @@ def exact_duplicates(hashes: np.ndarray) -> np.ndarray:
     return first
 
 
-def candidates(signatures: np.ndarray) -> Pairs:
+def candidates(signatures: np.ndarray, show: Say = silent) -> Pairs:
     """Pairs worth verifying, sorted. signatures: uint32 [documents, PLACES], may be a memory map."""
     found = [np.empty((0, 2), np.int64)]
+    progress = Progress("comparing signatures", PLACES // ROWS, show, "bands")
     for band in range(0, PLACES, ROWS):
         pairs = _pairs_of_band(signatures, band)
         found.append(pairs[_agreement(signatures, pairs) >= LEAST_AGREEMENT])
+        progress.add(1)
     return np.unique(np.concatenate(found), axis=0)
 
 
@@ -83,25 +88,28 @@ def _agreement(signatures: np.ndarray, pairs: Pairs, at_once: int = 65_536) -> n
 
 
 def near_duplicates(
-    signatures: np.ndarray, verify: Callable[[Pairs], np.ndarray]
+    signatures: np.ndarray, verify: Callable[[Pairs, Told], np.ndarray], show: Say = silent
 ) -> tuple[np.ndarray, int]:
     """(int64 [documents]: the first document of each one's cluster, number of pairs verified).
 
-    `verify` says of pairs whether they are similar. Every round asks it for each document's likeliest pair that is
-    still open; what the answer joins needs no further question, so that a cluster of m costs about m of them.
+    `verify` says of pairs whether they are similar, and tells its second argument of each few that it is through with;
+    `show` hears how far all is. Every round asks for each document's likeliest pair that is still open; what the answer
+    joins needs no further question, so that a cluster of m costs about m of them.
     """
-    pairs = candidates(signatures)
+    pairs = candidates(signatures, show)
     likeliest = np.lexsort((pairs[:, 0], -_agreement(signatures, pairs), pairs[:, 1]))
     pairs, clusters, asked = pairs[likeliest], Clusters(len(signatures)), 0
+    progress = Progress("comparing texts", len(pairs), show, "pairs")
     while len(pairs):
         first_of_each = np.unique(pairs[:, 1], return_index=True)[1]
         chosen = pairs[first_of_each]
         asked += len(chosen)
-        for one, other in chosen[verify(chosen)].tolist():
+        for one, other in chosen[verify(chosen, progress.add)].tolist():
             clusters.join(one, other)
         roots = clusters.roots()
         open_ = roots[pairs[:, 0]] != roots[pairs[:, 1]]
         open_[first_of_each] = False
+        progress.add(len(pairs) - int(open_.sum()) - len(chosen))
         pairs = pairs[open_]
     return clusters.roots(), asked
 

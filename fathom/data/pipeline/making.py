@@ -92,9 +92,14 @@ class Making:
 
     @cached_property
     def duplicates(self) -> Duplicates:
-        """Step 2."""
+        """What step 2 found."""
         piece = self.work.piece("duplicates", self.plan.settings.dedup)
-        return find_duplicates(self.corpus, self.plan.settings.dedup, piece, self.workers, self.say)
+        kind = self.plan.settings.dedup
+        return find_duplicates(self.corpus, kind, piece, self.workers, self.say, self.show)
+
+    def deduplicate(self) -> None:
+        """Step 2, here and not in the middle of a later one that asks for it."""
+        _ = self.duplicates
 
     @cached_property
     def kept(self) -> np.ndarray:

@@ -12,11 +12,13 @@ from typing import Any
 
 import numpy as np
 
+from fathom.data.draws import check_rate
 from fathom.data.filters import filter_marks, load_filters
 from fathom.data.manifest import FORMAT, is_prepared
 from fathom.data.normalise import check_normalisations
 from fathom.data.pipeline.deduplication import NEAR, NONE, check_dedup
 from fathom.data.pipeline.signatures import library
+from fathom.data.readers import needed_packages
 from fathom.data.rejects import ListedRejects
 from fathom.data.sources import Source, parse_sources
 from fathom.data.split import Split
@@ -61,8 +63,7 @@ class Settings:
 
     def _check_rates(self) -> None:
         for name in ("fim_rate", "split_rate"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise DataError(f"{name}={getattr(self, name)} is not a share; give 0 to 1")
+            check_rate(name, getattr(self, name))
         if self.tokenizer == "char" and (self.fim_rate or self.split_rate):
             raise DataError(
                 f"fim_rate={self.fim_rate} and split_rate={self.split_rate} need tokens that a character tokenizer has "
@@ -99,6 +100,12 @@ class Plan:
         return cls(
             settings, tuple(tuple(files_of(source.path, found)) for source, found in pairs), rejects
         )
+
+    def check_packages(self) -> None:
+        """Raise `DataError` for an optional package that the work will need and that is not there."""
+        needed_packages(file for files in self.files for file in files)
+        if self.settings.dedup == NEAR:
+            library()
 
     @cached_property
     def units(self) -> list[Unit]:

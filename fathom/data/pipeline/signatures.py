@@ -36,7 +36,7 @@ def comparable(text: str) -> str:
 
 
 def library() -> str:
-    """Name and version of what computes the signatures. Raises `DataError` where it is not installed."""
+    """Name and version of what computes the signatures. Raises `DataError` where near-duplicates cannot be removed."""
     _rensa()
     return f"rensa {version('rensa')}"
 
@@ -79,6 +79,7 @@ def _hashes(text: str) -> np.ndarray:
 def _rensa() -> Any:
     os.environ.setdefault("RAYON_NUM_THREADS", "1")  # the workers are processes
     try:
+        import rapidfuzz  # noqa: F401 (what the texts are compared with afterwards)
         import rensa
     except ImportError as error:
         raise DataError(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from fathom.runs.report.data import RunData, series
+from fathom.runs.report.data import Line, RunData, series
 from fathom.runs.report.figure import (
     HALF,
     ONE,
@@ -30,12 +30,22 @@ def loss(run: RunData) -> str:
             if lines:
                 points = series(lines, "loss")
                 axes.plot(*points, form, color=TWO, linewidth=1.6, markersize=5, label=label)
+            _average(axes, lines, form, f"{label}, averaged weights")
         axes.set_yscale("log")
         plain_ticks(axes)
         _mark_spikes(axes, run)
         finish(axes, run, "loss, nats per token (logarithmic axis)")
 
     return figure(draw, WIDE, "loss")
+
+
+def _average(axes: Any, lines: list[Line], form: str, label: str) -> None:
+    """Held-out loss of the average of the weights: the marks of the weights' own, hollow."""
+    steps, losses = series(lines, "ema_loss")
+    if steps:
+        axes.plot(
+            steps, losses, form, color=TWO, markerfacecolor="none", linewidth=0.9, markersize=6, label=label
+        )  # fmt: skip
 
 
 def _mark_spikes(axes: Any, run: RunData) -> None:

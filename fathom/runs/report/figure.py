@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from fathom.errors import FathomError
+from fathom.pictures import matplotlib
 from fathom.runs.report.data import RunData
 
 INK = {
@@ -28,20 +28,6 @@ INK = {
 TEXT, FAINT, GRID, ONE, TWO, THREE = INK
 WIDE, HALF = (10.4, 4.4), (5.4, 3.3)
 """Sizes of figures in inches, by their share of the page's width."""
-
-
-def pyplot() -> Any:
-    """matplotlib without a display. Raises `FathomError` when it is not installed."""
-    try:
-        import matplotlib
-    except ModuleNotFoundError:
-        raise FathomError(
-            "the report's figures need matplotlib, which is not installed; run: pip install 'fathom[report]'"
-        ) from None
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    return pyplot
 
 
 def style() -> dict[str, Any]:
@@ -79,13 +65,12 @@ def figure(
     columns: int = 1,
 ) -> str:
     """SVG text of a drawing; `name` keeps its ids apart from those of other figures in the page."""
-    plt = pyplot()
-    with plt.rc_context({**style(), "svg.hashsalt": name}):
-        drawing, axes = plt.subplots(rows, columns, figsize=size, squeeze=False)
+    with matplotlib().rc_context({**style(), "svg.hashsalt": name}):
+        drawing = matplotlib().figure.Figure(figsize=size)
+        axes = drawing.subplots(rows, columns, squeeze=False)
         draw(axes if rows * columns > 1 else axes[0, 0])
         out = io.StringIO()
         drawing.savefig(out, format="svg", transparent=True, metadata={"Date": None})
-        plt.close(drawing)
     return _inline(out.getvalue(), name)
 
 

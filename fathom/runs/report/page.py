@@ -83,6 +83,15 @@ def headline(run: RunData) -> list[Card]:
     cards: list[Card] = []
     if held_out:
         cards.append(("held-out loss", f"{held_out[-1]:.3f}", "nats per token, never trained on"))
+    averaged = series(run.evals, "ema_loss")[1]
+    if averaged:
+        cards.append(
+            (
+                "held-out loss, averaged",
+                f"{averaged[-1]:.3f}",
+                "nats per token, of the average of the weights",
+            )
+        )
     if per_byte:
         cards.append(
             ("held-out bits per byte", f"{per_byte[-1]:.3f}", "comparable across tokenizers")
@@ -163,6 +172,8 @@ def _loss_caption(run: RunData) -> str:
         )
     if part and whole:
         caption.append("Diamonds: on all of that text, so they may lie elsewhere.")
+    if series(run.evals, "ema_loss")[0]:
+        caption.append("Hollow marks: on the same text, with the average of the weights.")
     if run.spikes:
         caption.append("Marks above: steps that the guard acted on or remarked on, listed below.")
     if run.series("mtp_loss")[0]:

@@ -1,0 +1,206 @@
+"""Tokens per second of the engine, at batch 1 and more, on growing contexts, against `transformers`.
+
+All contenders have the same weights and give the same greedy answers to short real prompts. One round: each
+decodes some tokens behind the same contexts, in turn. Also prefill, time to the first token, and bytes
+of cache for each token. Bytes that a step has to touch at least (each weight once that any of its tokens
+needs, and the caches) over its time, as a share of the memory rate measured in the same run, says how far
+from the limit it is.
+
+    python benchmarks/serve.py --shapes nano,mini --batches 1,16 --contexts 128,2048,8192 --json FILE
+"""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+from harness import (
+    Contender,
+    Times,
+    alternate,
+    describe,
+    environment,
+    ratios,
+    spread,
+    table,
+    write_json,
+)
+from roofs import Machine
+from serving import EngineServing, TransformersServing
+from shapes import MINI, NANO, fathom_config
+
+from fathom.planning.parameters import count_parameters
+
+SHAPES = {"nano": NANO, "mini": MINI}
+OURS = ("fathom", "fathom compiled")
+MOST_OF_THEIRS = 16 * 2048
+"""Cached tokens of all texts up to which `transformers` is asked: it expands all of them in every layer."""
+
+
+def contenders(
+    stack: ExitStack, options: argparse.Namespace, fields: dict[str, Any]
+) -> list[Contender]:
+    """Ours, plain and compiled, and each back end of theirs, with the same weights."""
+    found = []
+    for name in OURS:
+        ours = {"fields": fields, "memory": options.memory, "compiled": name != OURS[0]}
+        found.append(stack.enter_context(Contender(name, EngineServing, ours, options.threads)))
+    for experts in options.back_ends.split(","):
+        theirs = {"fields": fields, "experts": experts}
+        found.append(
+            stack.enter_context(Contender(experts, TransformersServing, theirs, options.threads))
+        )
+    with tempfile.TemporaryDirectory() as folder:
+        path = str(Path(folder) / "weights.pt")
+        found[-1].call("save", path)
+        for contender in found:
+            contender.call("load", path)
+    answers = {contender.name: contender.call("says", 3, 40, 12) for contender in found}
+    for name, answer in answers.items():
+        if answer != answers[found[-1].name]:
+            raise SystemExit(
+                f"{name} answers otherwise than {found[-1].name}; no comparison: {answers}"
+            )
+    return found
+
+
+def compare(shape: str, options: argparse.Namespace) -> list[dict[str, Any]]:
+    """One shape: decoding at all batches and contexts, and prefill."""
+    fields, results = SHAPES[shape], []
+    with ExitStack() as stack:
+        machine = stack.enter_context(Contender("machine", Machine, {}, options.threads))
+        found = contenders(stack, options, fields)
+        for batch in numbers(options.batches):
+            for context in numbers(options.contexts):
+                asked = [c for c in found if c.name in OURS or batch * context <= MOST_OF_THEIRS]
+                for contender in asked:
+                    contender.call("fill", batch, context)
+                read = machine.call("read")
+                times = alternate(asked, "decode", options.rounds, options.tokens)
+                read = max(read, machine.call("read"))
+                cached = {c.name: c.call("bytes_per_token") for c in asked}
+                results.append(decoding(shape, batch, context, times, read, cached, options.tokens))
+                print(line(results[-1]), flush=True)
+        for length in numbers(options.prompts):
+            times = alternate(found, "prefill", options.rounds, length)
+            results.append(prefill(shape, length, times))
+            print(line(results[-1]), flush=True)
+    return results
+
+
+def numbers(words: str) -> list[int]:
+    return [int(word) for word in words.split(",") if word]
+
+
+def least_bytes(shape: str, batch: int, context: int) -> dict[str, float]:
+    """Bytes of weights that a step of `batch` tokens needs at least, and of their caches.
+
+    Experts: how many of E are hit by `batch` tokens with K independent even choices each.
+    """
+    config = fathom_config(SHAPES[shape])
+    E, K = config.n_routed_experts, config.num_experts_per_tok
+    one = 3 * config.hidden_size * config.moe_intermediate_size
+    layers = sum(config.is_moe_layer(layer) for layer in range(config.num_hidden_layers))
+    hit = E * (1 - (1 - K / E) ** batch)
+    weights = count_parameters(config).active_with_head + layers * (hit - K) * one
+    cache = batch * context * config.num_hidden_layers * config.cache_dim
+    return {"weights": 4 * weights, "cache": 4 * cache}
+
+
+def decoding(
+    shape: str,
+    batch: int,
+    context: int,
+    times: dict[str, Times],
+    read: float,
+    cached: dict[str, int],
+    tokens: int,
+) -> dict[str, Any]:
+    touched = least_bytes(shape, batch, context)
+    per_step = {name: t.median / tokens for name, t in times.items()}
+    return {
+        **common(shape, times),
+        "what": f"decode, batch {batch}, context {context:,}",
+        "batch": batch,
+        "context": context,
+        "ms_text": {name: t.text(per=tokens / 1e3) for name, t in times.items()},
+        "tokens_per_second": {name: batch / seconds for name, seconds in per_step.items()},
+        "bytes": touched,
+        "read_bytes_per_second": read,
+        "share_of_read_rate": {
+            name: sum(touched.values()) / seconds / read for name, seconds in per_step.items()
+        },
+        "cache_bytes_per_token": cached,
+    }
+
+
+def prefill(shape: str, length: int, times: dict[str, Times]) -> dict[str, Any]:
+    return {
+        **common(shape, times),
+        "what": f"prompt of {length:,} to its first token",
+        "ms_text": {name: t.text(per=1e-3, digits=0) for name, t in times.items()},
+        "tokens_per_second": {name: length / t.median for name, t in times.items()},
+    }
+
+
+def common(shape: str, times: dict[str, Times]) -> dict[str, Any]:
+    theirs = [name for name in times if name not in OURS]
+    best = min(theirs, key=lambda name: times[name].median) if theirs else None
+    against = {name: ratios(times[best], times[name]) for name in OURS} if best else {}
+    return {
+        "shape": shape,
+        "times": {name: t.summary() for name, t in times.items()},
+        "best_of_theirs": best,
+        "ratios": against,
+    }
+
+
+def line(result: dict[str, Any]) -> str:
+    speeds = ", ".join(f"{name} {value:.1f}" for name, value in result["tokens_per_second"].items())
+    against = ", ".join(f"{name} {spread(r)}" for name, r in result["ratios"].items())
+    return f"{result['shape']}, {result['what']}: tokens/s {speeds}; times as fast: {against or 'theirs not asked'}"
+
+
+def report(results: list[dict[str, Any]]) -> str:
+    headers = ["shape", "what", *(f"{n}, tokens/s" for n in OURS), "best of theirs"]
+    headers += [f"{n}: times" for n in OURS] + [f"{n}: of read rate" for n in OURS]
+    rows = []
+    for r in results:
+        rate, best = r["tokens_per_second"], r["best_of_theirs"]
+        row = [r["shape"], r["what"], *(f"{rate[n]:.1f}" for n in OURS)]
+        row.append(f"{rate[best]:.2f} ({best})" if best else "not asked")
+        row += [spread(r["ratios"][n]) if best else "" for n in OURS]
+        row += [f"{r['share_of_read_rate'][n]:.0%}" if "bytes" in r else "" for n in OURS]
+        rows.append(row)
+    return table(headers, rows)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument("--shapes", default="nano,mini")
+    parser.add_argument("--batches", default="1,16")
+    parser.add_argument("--contexts", default="128,2048,8192")
+    parser.add_argument("--prompts", default="128,1024", help="lengths for prefill")
+    parser.add_argument("--back-ends", default="grouped_mm,eager,batched_mm")
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--rounds", type=int, default=4)
+    parser.add_argument("--tokens", type=int, default=6, help="decoded per contender and round")
+    parser.add_argument("--memory", default="3GiB", help="the engine's max_memory")
+    parser.add_argument("--json", type=Path)
+    options = parser.parse_args()
+    facts = environment()
+    print(describe(facts), flush=True)
+    results = [result for shape in options.shapes.split(",") for result in compare(shape, options)]
+    print(report(results))
+    cached = {r["shape"]: r["cache_bytes_per_token"] for r in results if "bytes" in r}
+    print(f"bytes of cache per token: {cached}")
+    write_json(options.json, {"environment": facts, "results": results})
+
+
+if __name__ == "__main__":
+    main()
