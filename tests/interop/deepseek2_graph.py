@@ -156,6 +156,7 @@ class File:
         choice = probabilities + self.tensors.get(f"blk.{layer}.exp_probs_b.bias", 0.0)
         groups = self.keys.get("expert_group_count", 0)
         if groups > 1:
+            assert self.keys["expert_group_used_count"] < groups  # as it does on loading
             choice = self._only_best_groups(choice.unflatten(-1, (groups, -1)))
         chosen = choice.topk(self.keys["expert_used_count"]).indices
         weights = probabilities.gather(-1, chosen)
