@@ -32,6 +32,7 @@ from fathom.cli.options import (
     Temperature,
     TopK,
     TopP,
+    Weights,
     choose_sampling,
 )
 from fathom.data.chat import message_ids
@@ -131,6 +132,7 @@ def chat(
     ] = None,
     stop: Stop = None,
     speculate: Speculate = None,
+    weights: Weights = "float32",
     max_memory: MaxMemory = "4GiB",
     device: Device = "auto",
     compiled: Compiled = False,
@@ -148,7 +150,9 @@ def chat(
         frequency_penalty=frequency_penalty,
         max_new_tokens=max_new_tokens,
     )
-    speaker = open_speaker(run_or_dir, device, compiled, mtp=False if speculate == 0 else None)
+    speaker = open_speaker(
+        run_or_dir, device, compiled, mtp=False if speculate == 0 else None, weights=weights
+    )
     taught = speaker.tokenizer.taught_to_chat
     if form == Form.AUTO:
         form = Form.CHAT if taught else Form.PLAIN

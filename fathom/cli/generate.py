@@ -28,6 +28,7 @@ from fathom.cli.options import (
     Temperature,
     TopK,
     TopP,
+    Weights,
     choose_sampling,
 )
 from fathom.inference import Delta, Engine, Output, Sampling
@@ -65,6 +66,7 @@ def generate(
             "--json", help="Print one JSON object at the end instead of text as it comes."
         ),
     ] = False,
+    weights: Weights = "float32",
     max_memory: MaxMemory = "4GiB",
     device: Device = "auto",
     compiled: Compiled = False,
@@ -85,7 +87,9 @@ def generate(
         n=n,
         logprobs=logprobs,
     )
-    speaker = open_speaker(run_or_dir, device, compiled, ema, mtp=False if speculate == 0 else None)
+    speaker = open_speaker(
+        run_or_dir, device, compiled, ema, mtp=False if speculate == 0 else None, weights=weights
+    )
     engine = speaker.engine(speculate, max_memory, max_requests=n)
     report = speak(speaker, engine, prompt, sampling, quiet=as_json)
     if as_json:

@@ -22,7 +22,7 @@ COMMANDS = {
     "generate": "Continue a prompt.",
     "chat": "Talk to a model in the terminal.",
     "tokenizer": "Learn a tokenizer from text, or show how one cuts a text.",
-    "export": "Write a model as a Hugging Face directory.",
+    "export": "Write a model as a Hugging Face directory, or as GGUF for llama.cpp.",
 }
 """Each is a function of the same name in `fathom.cli.NAME`."""
 

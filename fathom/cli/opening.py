@@ -15,6 +15,7 @@ from fathom.data import Tokenizer
 from fathom.errors import CheckpointError
 from fathom.inference import Engine, Step
 from fathom.model import Transformer
+from fathom.precision.storage import store_weights
 from fathom.runs.folder import RunFolder
 from fathom.runs.saving import newest_model
 from fathom.train.checkpoint import checkpoints, step_of
@@ -50,14 +51,17 @@ def open_speaker(
     compiled: bool = False,
     ema: bool = False,
     mtp: bool | None = None,
+    weights: str = "float32",
 ) -> Speaker:
     """Load the model and tokenizer of a run folder, finished or not, or of an exported directory; `ema`: its average.
 
-    `mtp` False leaves MTP modules out.
+    `mtp` False leaves MTP modules out; `weights`: how they are stored (`precision.storage`).
 
     Raises `CheckpointError` when it holds no model, `DataError` when the tokenizer is missing.
     """
     place = choose_device(device)
+    if compiled and weights != "float32":
+        raise fathom.FathomError(f"--compile is for float32 weights, not {weights}; leave one out")
     if compiled and place.type != "cpu":
         raise fathom.FathomError(
             f"--compile is for speaking on a CPU, this is {place}; leave it out"
@@ -65,7 +69,7 @@ def open_speaker(
     dtype = torch.float32 if place.type == "cpu" else torch.bfloat16
     model, tokenizer, origin = open_model(run_or_dir, dtype, mtp=mtp, ema=ema)
     tokenizer = tokenizer or Tokenizer.load(origin)
-    model = model.to(place, dtype).eval()
+    model = store_weights(model.to(place, dtype).eval(), weights)
     if compiled:
         print("compiling, which takes some ten seconds the first time …", file=sys.stderr)
     step = Step(model, compiled) if Step.suits(model) else None

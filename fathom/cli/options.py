@@ -34,6 +34,10 @@ Speculate = Annotated[
     ),
 ]
 MaxMemory = Annotated[str, typer.Option(help="For the cache and the work of a pass.")]
+Weights = Annotated[
+    str,
+    typer.Option(help="How weights are stored on a CPU: float32, bfloat16 or int8, less to read."),
+]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps.")]
 Compiled = Annotated[
     bool,

@@ -42,6 +42,7 @@ from fathom.inference.speculation import Drafter, Fresh, Span, lay_out
 from fathom.inference.step import Step
 from fathom.interop import load
 from fathom.model import Transformer
+from fathom.precision.storage import Storage, store_weights
 
 
 class Engine:
@@ -59,6 +60,7 @@ class Engine:
         max_requests: int = 64,
         block_size: int = 16,
         prefix_cache: bool = True,
+        weights: Storage = "float32",
         single: Step | None = None,
         compiled: bool = False,
     ) -> None:
@@ -66,17 +68,18 @@ class Engine:
 
         max_memory: for the cache and the work of a pass, beside the weights. speculate: drafts behind each
         token, by default as many as the model has MTP modules, and 0 for none; `always_speculate` makes them even
-        where they are slower. batch_tokens: tokens of a pass. single: what reads the single token of a single text
+        where they are slower. batch_tokens: tokens of a pass. weights: how a directory's are stored on a
+        CPU ("bfloat16" and "int8" are read faster). single: what reads the single token of a single text
         faster, made from the same model; for a directory on a CPU it is made here, `compiled` if wanted.
 
         Raises `GenerationError` for what cannot be.
         """
         if not isinstance(model, Transformer):
-            model, tokenizer = _opened(model, tokenizer)
+            model, tokenizer = _opened(model, tokenizer, weights)
             single = Step(model, compiled) if Step.suits(model) else None
-        elif compiled:
+        elif compiled or weights != "float32":
             raise GenerationError(
-                "compiled=True is for directories; give single=Step(model, compiled=True)"
+                "compiled and weights are for directories; make a Step of the model, or store its weights, beforehand"
             )
         self.single = single
         self.model, self.tokenizer = model, tokenizer
@@ -293,11 +296,14 @@ class Engine:
         return speculate
 
 
-def _opened(path: str | Path, tokenizer: Tokenizer | None) -> tuple[Transformer, Tokenizer | None]:
+def _opened(
+    path: str | Path, tokenizer: Tokenizer | None, weights: Storage
+) -> tuple[Transformer, Tokenizer | None]:
     """An exported directory's model, on the best device there is, and its tokenizer if it has one."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     dtype = torch.float32 if device.type == "cpu" else torch.bfloat16
     model = load(path, dtype).to(device).eval().requires_grad_(False)
+    store_weights(model, weights)
     if tokenizer is None and (Path(path) / TOKENIZER_FILE).exists():
         tokenizer = Tokenizer.load(path)
     return model, tokenizer

@@ -41,7 +41,8 @@ def bytes_of_a_pass(config: ModelConfig, tokens: int, dtype: torch.dtype, rows: 
     experts = config.num_experts_per_tok * (3 * config.moe_intermediate_size + 2 * D)
     wide = max(3 * config.intermediate_size, experts)
     activations = tokens * (6 * D + heads + wide) * dtype.itemsize
-    scores = 3 * SCORES * 4
+    longest = config.max_position_embeddings
+    scores = 3 * 4 * min(SCORES, tokens * config.num_attention_heads * longest)
     logits = 4 * rows * V * 8
     return activations + scores + logits
 

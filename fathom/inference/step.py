@@ -72,9 +72,7 @@ def project(block: Block, h_1D: Tensor, rotation: Rotation) -> tuple[Tensor, Ten
     shape, rank = layer.shape, layer.config.kv_lora_rank
     x_1D = block.input_layernorm(h_1D)
     q_HQ = _queries(layer, x_1D).view(shape.heads, shape.qk)
-    latent, k_rope = row_product(x_1D, layer.kv_a_proj_with_mqa.weight).split(
-        (rank, shape.rope), -1
-    )
+    latent, k_rope = times(layer.kv_a_proj_with_mqa, x_1D).split((rank, shape.rope), -1)
     turning = torch.cat((q_HQ[:, shape.nope :], k_rope))[None, None]
     turned = rotate(turning, rotation)[0, 0]
     absorbed = absorb_query(q_HQ[:, : shape.nope], _up(layer))
@@ -82,11 +80,18 @@ def project(block: Block, h_1D: Tensor, rotation: Rotation) -> tuple[Tensor, Ten
     return query, torch.cat((layer.kv_a_layernorm(latent), turned[shape.heads :]), -1)
 
 
+def times(linear: Linear, x_1I: Tensor) -> Tensor:
+    """One row through a layer's weights, however they are stored."""
+    if linear.scales is not None:
+        return few_rows.product(x_1I, linear.weight, linear.scales)
+    return row_product(x_1I, linear.weight)
+
+
 def _queries(layer: Attention, x_1D: Tensor) -> Tensor:
     if layer.config.q_lora_rank is None:
-        return row_product(x_1D, layer.q_proj.weight)
-    latent = layer.q_a_layernorm(row_product(x_1D, layer.q_a_proj.weight))
-    return row_product(latent, layer.q_b_proj.weight)
+        return times(layer.q_proj, x_1D)
+    latent = layer.q_a_layernorm(times(layer.q_a_proj, x_1D))
+    return times(layer.q_b_proj, latent)
 
 
 def _up(layer: Attention) -> Tensor:
@@ -113,7 +118,7 @@ def finish(block: Block, h_1D: Tensor, attended_HX: Tensor) -> Tensor:
     layer = block.self_attn
     latent = attended_HX[:, : layer.config.kv_lora_rank]
     values = expand_values(latent, _up(layer), layer.shape.nope)
-    h_1D = h_1D + row_product(values.view(1, -1), layer.o_proj.weight)
+    h_1D = h_1D + times(layer.o_proj, values.view(1, -1))
     x_1D = block.post_attention_layernorm(h_1D)
     return h_1D + (
         _mixture(block.mlp, x_1D) if isinstance(block.mlp, MoE) else _mlp(block.mlp, x_1D)
@@ -121,9 +126,9 @@ def finish(block: Block, h_1D: Tensor, attended_HX: Tensor) -> Tensor:
 
 
 def _mlp(mlp: MLP, x_1D: Tensor) -> Tensor:
-    gate, up = row_product(x_1D, mlp.gate_proj.weight), row_product(x_1D, mlp.up_proj.weight)
+    gate, up = times(mlp.gate_proj, x_1D), times(mlp.up_proj, x_1D)
     hidden = swiglu_pair(gate, up)
-    return row_product(hidden, mlp.down_proj.weight)
+    return times(mlp.down_proj, hidden)
 
 
 def _mixture(moe: MoE, x_1D: Tensor) -> Tensor:
@@ -131,7 +136,9 @@ def _mixture(moe: MoE, x_1D: Tensor) -> Tensor:
     indices, weights = choose(affinities(logits, moe.config), bias, moe.config)
     experts = moe.experts
     if few_rows.can(x_1D, experts.down_proj):
-        routed = few_rows.experts(x_1D, experts.gate_up_proj, experts.down_proj, indices, weights)
+        routed = few_rows.experts(
+            x_1D, experts.gate_up_proj, experts.down_proj, indices, weights, experts.scales
+        )
     else:
         hidden = swiglu(expert_products(x_1D, experts.gate_up_proj, indices[0]))
         hidden = hidden * weights[0, :, None]
@@ -141,7 +148,7 @@ def _mixture(moe: MoE, x_1D: Tensor) -> Tensor:
 
 def head(model: Transformer, h_1D: Tensor) -> Tensor:
     """Logits [1, V]."""
-    return row_product(model.model.norm(h_1D), model.lm_head.weight)
+    return times(model.lm_head, model.model.norm(h_1D))
 
 
 class Step:
@@ -170,11 +177,17 @@ class Step:
 
     @staticmethod
     def suits(model: Transformer) -> bool:
-        """Whether it is a float32 model on a CPU whose products nobody has replaced."""
+        """Whether it is a model on a CPU that computes in float32 and whose products nobody has replaced.
+
+        Weights may be stored in fewer bits where our C++ is there to read them.
+        """
         products = [m for m in model.modules() if isinstance(m, Linear | Experts)]
-        plain = all(m.matmul in (linear, grouped_linear) and not m.compute_dtype for m in products)
-        weight = model.lm_head.weight
-        return plain and weight.device.type == "cpu" and weight.dtype == torch.float32
+        plain = all(m.matmul in (linear, grouped_linear) or m.scales is not None for m in products)
+        wide = all(m.compute_dtype in (None, torch.float32) for m in products)
+        weight, embedding = model.lm_head.weight, model.model.embed_tokens.weight
+        ready = weight.dtype == torch.float32 or library() is not None
+        on_cpu = embedding.device.type == "cpu" and embedding.dtype == torch.float32
+        return plain and wide and ready and on_cpu
 
     @torch.inference_mode()
     def __call__(self, token: int, cache: TextCache) -> Tensor:

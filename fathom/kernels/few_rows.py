@@ -2,7 +2,7 @@
 
 With up to some sixteen rows a product reads every weight for next to no arithmetic, and a library's
 product reaches half of the memory's rate or less. `native/products.cpp` reads each weight once for
-all rows. The same text serves weights in float32, bfloat16 and int8 (`fathom.precision` makes
+all rows. The same text serves weights in float32, bfloat16 and int8 (`precision.storage` makes
 those), which take a half and a quarter of the reading. Callers ask `can` first and have another way.
 
 Shapes: N rows, I in, O out, E experts, K choices, D hidden.
@@ -22,6 +22,9 @@ from fathom.kernels.native import library
 
 MOST_ROWS = 16
 """Rows up to which it is faster than the libraries' products."""
+
+GROUP = 64
+"""Inputs that share a scale of int8 weights."""
 
 _KINDS = {torch.float32: 0, torch.bfloat16: 1, torch.int8: 2}
 _POINTER, _LONG, _INT = ctypes.c_void_p, ctypes.c_long, ctypes.c_int
@@ -73,13 +76,13 @@ def can(x: Tensor, weight: Tensor) -> bool:
 
 
 def product(x: Tensor, weight_OI: Tensor, scales_OG: Tensor | None = None) -> Tensor:
-    """x [..., I] times the weights transposed, [..., O]. int8 weights have scales for groups of inputs."""
+    """x [..., I] times the weights transposed, [..., O]. int8 weights have scales [O, ceil(I / GROUP)]."""
     function = _functions()
     assert function is not None
     x_NI = x.reshape(-1, x.shape[-1]).contiguous()
     outputs, inputs = weight_OI.shape
     out = torch.empty(x_NI.shape[0], outputs)
-    scales, group = _scaling(scales_OG, inputs)
+    scales, group = _scaling(scales_OG, weight_OI)
     function[0](
         _KINDS[weight_OI.dtype],
         weight_OI.data_ptr(),
@@ -110,15 +113,15 @@ def experts(
     weights = weights_NK.to(torch.float32).contiguous()
     E, D, inner = down_EDI.shape
     out = torch.zeros(x_ND.shape)
-    gate_up_scales, group = _scaling(scales[0] if scales else None, D)
-    down_scales, _ = _scaling(scales[1] if scales else None, inner)
+    gate_up_scales, _ = _scaling(scales[0] if scales else None, gate_up_EOD)
+    down_scales, _ = _scaling(scales[1] if scales else None, down_EDI)
     function[1](
         _KINDS[down_EDI.dtype],
         gate_up_EOD.data_ptr(),
         gate_up_scales,
         down_EDI.data_ptr(),
         down_scales,
-        group if scales else max(D, inner),
+        GROUP if scales else max(D, inner),
         *(E, D, inner),
         x_ND.data_ptr(),
         *indices.shape,
@@ -188,8 +191,12 @@ def attend(query_MHX: Tensor, cache_SX: Tensor, texts: Texts) -> Tensor:
     return out
 
 
-def _scaling(scales_OG: Tensor | None, inputs: int) -> tuple[int | None, int]:
+def _scaling(scales_OG: Tensor | None, weight: Tensor) -> tuple[int | None, int]:
     """Where the scales are, and inputs per scale."""
+    if (scales_OG is None) == (weight.dtype == torch.int8):
+        raise ValueError(
+            f"weights of {weight.dtype} {'need' if scales_OG is None else 'have no'} scales"
+        )
     if scales_OG is None:
-        return None, inputs
-    return scales_OG.data_ptr(), -(-inputs // scales_OG.shape[-1])
+        return None, weight.shape[-1]
+    return scales_OG.data_ptr(), GROUP

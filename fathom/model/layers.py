@@ -3,7 +3,8 @@
 `Linear.matmul` is the first seam of the model: by default `fathom.kernels.linear`,
 replaced from outside by FP8 products, weight-only quantisation or a rule that puts the weight
 gradient off. `compute_dtype` is the dtype of the product (None: the weight's own), so masters can
-stay float32 while products run in BF16.
+stay float32 while products run in BF16. `scales` belong to weights that are stored as whole numbers
+(`fathom.precision.storage`).
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ class Linear(nn.Module):
         self.weight = nn.Parameter(torch.empty(outputs, inputs))
         self.matmul: Callable[[Tensor, Tensor, torch.dtype | None], Tensor] = kernels.linear
         self.compute_dtype: torch.dtype | None = None
+        self.scales: Tensor | None = None
 
     def forward(self, x: Tensor) -> Tensor:
         """[..., in] -> [..., out]."""

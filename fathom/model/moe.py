@@ -68,6 +68,7 @@ class Experts(nn.Module):
             kernels.grouped_linear
         )
         self.compute_dtype: torch.dtype | None = None
+        self.scales: tuple[Tensor, Tensor] | None = None
         self.recompute = False
 
     def forward(self, rows_RD: Tensor, counts_E: Tensor) -> Tensor:
@@ -97,7 +98,8 @@ class MoE(nn.Module):
         indices_NK, weights_NK, counts_E = self.route(x_BTD, context)
         if self._few(x_ND):
             gate_up, down = self.experts.gate_up_proj, self.experts.down_proj
-            routed = few_rows.experts(x_ND, gate_up, down, indices_NK, weights_NK)
+            scales = self.experts.scales
+            routed = few_rows.experts(x_ND, gate_up, down, indices_NK, weights_NK, scales)
         else:
             sent = self.dispatcher.dispatch(x_ND, indices_NK, weights_NK, counts_E)
             routed = self.dispatcher.combine(self.experts(sent.rows_RD, sent.counts_E), sent)
@@ -108,7 +110,8 @@ class MoE(nn.Module):
     def _few(self, x_ND: Tensor) -> bool:
         """Whether one call can do all of it: few rows, no gradient, and both seams as they came."""
         plain = type(self.dispatcher) is LocalDispatcher
-        plain = plain and self.experts.matmul is kernels.grouped_linear
+        stored = self.experts.scales is not None
+        plain = plain and (stored or self.experts.matmul is kernels.grouped_linear)
         idle = not torch.is_grad_enabled() and self.experts.compute_dtype in (None, torch.float32)
         weight = self.experts.down_proj
         return plain and idle and few_rows.can(x_ND, weight)

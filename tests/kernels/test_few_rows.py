@@ -41,10 +41,10 @@ def test_products(rows: int, inputs: int, outputs: int, threads: int) -> None:
 @pytest.mark.parametrize("groups", [1, 2, 3])
 @pytest.mark.parametrize("rows", [1, 3, 16])
 def test_products_with_int8_weights(rows: int, groups: int) -> None:
-    inputs, outputs = 32 * groups, 37
+    inputs, outputs = 64 * groups - 7, 37
     weight = torch.randint(-127, 128, (outputs, inputs), dtype=torch.int8)
     x, scales = random(rows, inputs), random(outputs, groups).abs()
-    whole = weight.double() * scales.double().repeat_interleave(32, dim=1)
+    whole = weight.double() * scales.double().repeat_interleave(64, dim=1)[:, :inputs]
     found = few_rows.product(x, weight, scales)
     torch.testing.assert_close(found.double(), x.double() @ whole.T, atol=1e-2, rtol=1e-5)
 
@@ -72,6 +72,14 @@ def test_experts(rows: int, choices: int, kind: torch.dtype, threads: int) -> No
         torch.testing.assert_close(found[row], expected, atol=1e-4, rtol=1e-4)
 
 
+@needs_compiler
+def test_whole_numbers_need_scales_and_others_have_none() -> None:
+    with pytest.raises(ValueError, match="need scales"):
+        few_rows.product(torch.zeros(1, 4), torch.zeros(3, 4, dtype=torch.int8))
+    with pytest.raises(ValueError, match="have no scales"):
+        few_rows.product(torch.zeros(1, 4), torch.zeros(3, 4), torch.ones(3, 1))
+
+
 def test_without_a_compiler_torch_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FATHOM_NATIVE", "0")
     assert native.library.__wrapped__() is None
@@ -83,6 +91,7 @@ def test_without_a_compiler_torch_is_used(monkeypatch: pytest.MonkeyPatch) -> No
 def test_a_compiler_that_fails_is_told_and_gone_without(
     monkeypatch: pytest.MonkeyPatch, tmp_path: object
 ) -> None:
+    monkeypatch.delenv("FATHOM_NATIVE", raising=False)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.setattr(native.shutil, "which", lambda name: "/bin/false")
     with pytest.warns(UserWarning, match="could not be compiled, going on without it"):
