@@ -175,7 +175,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     usage: Counter[str] = Counter()
     rounds, started = -(-options.requests // options.per_model), time.perf_counter()
     for seed in range(options.seed, options.seed + rounds):
-        name, verdicts, used = one_round(seed, options.per_model, options.aborts)
+        try:
+            name, verdicts, used = one_round(seed, options.per_model, options.aborts)
+        except Exception:
+            print(f"seed {seed}:", flush=True)
+            raise
         shapes.setdefault(name, Counter()).update(verdicts | Counter(models=1))
         usage.update(used)
     report(shapes, usage, time.perf_counter() - started)
