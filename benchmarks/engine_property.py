@@ -63,14 +63,15 @@ def models(rng: random.Random) -> tuple[str, torch.nn.Module, fathom.Transformer
 
 
 def prompts(rng: random.Random, count: int) -> list[list[int]]:
-    """Some begin alike; all are short or all may be long."""
+    """Some begin alike, some are alike behind another beginning; all are short or all may be long."""
     longest = rng.choice((8, 8, 30, 100))
     shared = [rng.randrange(2, VOCABULARY) for _ in range(longest - 5)]
     found = []
     for _ in range(count):
         begin = rng.choice((0, rng.randint(0, len(shared)), len(shared)))
         own = [rng.randrange(2, VOCABULARY) for _ in range(rng.randint(1, longest - begin))]
-        found.append(shared[:begin] + own)
+        front = [rng.randrange(2, VOCABULARY) for _ in range(rng.choice((0, 0, 0, 4)))]
+        found.append((front + shared[:begin] + own)[:longest])
     return found
 
 
@@ -174,7 +175,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     usage: Counter[str] = Counter()
     rounds, started = -(-options.requests // options.per_model), time.perf_counter()
     for seed in range(options.seed, options.seed + rounds):
-        name, verdicts, used = one_round(seed, options.per_model, options.aborts)
+        try:
+            name, verdicts, used = one_round(seed, options.per_model, options.aborts)
+        except Exception:
+            print(f"seed {seed}:", flush=True)
+            raise
         shapes.setdefault(name, Counter()).update(verdicts | Counter(models=1))
         usage.update(used)
     report(shapes, usage, time.perf_counter() - started)

@@ -1,7 +1,7 @@
-"""Tokens per second of the engine, at batch 1 and more, on growing contexts, against `transformers`.
+"""Tokens per second of the engine, at batch 1 and more, on growing contexts, against `transformers` and llama.cpp.
 
-All contenders have the same weights and give the same greedy answers to short real prompts. One round: each
-decodes some tokens behind the same contexts, in turn. Also prefill, time to the first token, and bytes
+All contenders have the same weights, and those in float32 give the same greedy answers to short real prompts.
+One round: each decodes some tokens behind the same contexts, in turn. Also prefill, time to the first token, and bytes
 of cache for each token. Bytes that a step has to touch at least (each weight once that any of its tokens
 needs, and the caches) over its time, as a share of the memory rate measured in the same run, says how far
 from the limit it is.
@@ -30,12 +30,15 @@ from harness import (
 )
 from roofs import Machine
 from serving import EngineServing, TransformersServing
+from serving_llama_cpp import LlamaServing
 from shapes import MINI, NANO, fathom_config
 
 from fathom.planning.parameters import count_parameters
 
 SHAPES = {"nano": NANO, "mini": MINI}
-OURS = ("fathom", "fathom compiled")
+OURS = ("fathom",)
+STORED = ("fathom bfloat16", "fathom int8")
+BACK_ENDS = ("grouped_mm", "eager", "batched_mm")
 MOST_OF_THEIRS = 16 * 2048
 """Cached tokens of all texts up to which `transformers` is asked: it expands all of them in every layer."""
 
@@ -43,28 +46,34 @@ MOST_OF_THEIRS = 16 * 2048
 def contenders(
     stack: ExitStack, options: argparse.Namespace, fields: dict[str, Any]
 ) -> list[Contender]:
-    """Ours, plain and compiled, and each back end of theirs, with the same weights."""
-    found = []
-    for name in OURS:
-        ours = {"fields": fields, "memory": options.memory, "compiled": name != OURS[0]}
-        found.append(stack.enter_context(Contender(name, EngineServing, ours, options.threads)))
-    for experts in options.back_ends.split(","):
-        theirs = {"fields": fields, "experts": experts}
-        found.append(
-            stack.enter_context(Contender(experts, TransformersServing, theirs, options.threads))
-        )
+    """Ours in each storage, each back end of theirs, llama.cpp in each type asked for; the same weights."""
+    threads, asked = options.threads, []
+    for name in (*OURS, *STORED):
+        storage = name.removeprefix("fathom").strip() or "float32"
+        asked.append((name, EngineServing, {"memory": options.memory, "weights": storage}))
+    for experts in _words(options.back_ends):
+        asked.append((experts, TransformersServing, {"experts": experts}))
+    for kind in _words(options.llama_cpp):
+        asked.append((f"llama.cpp {kind}", LlamaServing, {"kind": kind, "threads": threads}))
+    found = [
+        stack.enter_context(Contender(name, build, {"fields": fields, **more}, threads))
+        for name, build, more in asked
+    ]
     with tempfile.TemporaryDirectory() as folder:
         path = str(Path(folder) / "weights.pt")
-        found[-1].call("save", path)
+        next(c for c in found if c.name not in (*OURS, *STORED)).call("save", path)
         for contender in found:
             contender.call("load", path)
-    answers = {contender.name: contender.call("says", 3, 40, 12) for contender in found}
+    exact = [c for c in found if c.name not in STORED and c.name[-5:-1] not in (" q8_", " q4_")]
+    answers = {contender.name: contender.call("says", 3, 40, 12) for contender in exact}
     for name, answer in answers.items():
-        if answer != answers[found[-1].name]:
-            raise SystemExit(
-                f"{name} answers otherwise than {found[-1].name}; no comparison: {answers}"
-            )
+        if answer != answers[OURS[0]]:
+            raise SystemExit(f"{name} answers otherwise than {OURS[0]}; no comparison: {answers}")
     return found
+
+
+def _words(text: str) -> list[str]:
+    return [word for word in text.split(",") if word]
 
 
 def compare(shape: str, options: argparse.Namespace) -> list[dict[str, Any]]:
@@ -75,7 +84,8 @@ def compare(shape: str, options: argparse.Namespace) -> list[dict[str, Any]]:
         found = contenders(stack, options, fields)
         for batch in numbers(options.batches):
             for context in numbers(options.contexts):
-                asked = [c for c in found if c.name in OURS or batch * context <= MOST_OF_THEIRS]
+                small = batch * context <= MOST_OF_THEIRS
+                asked = [c for c in found if small or c.name not in BACK_ENDS]
                 for contender in asked:
                     contender.call("fill", batch, context)
                 read = machine.call("read")
@@ -147,33 +157,43 @@ def prefill(shape: str, length: int, times: dict[str, Times]) -> dict[str, Any]:
 
 
 def common(shape: str, times: dict[str, Times]) -> dict[str, Any]:
-    theirs = [name for name in times if name not in OURS]
-    best = min(theirs, key=lambda name: times[name].median) if theirs else None
-    against = {name: ratios(times[best], times[name]) for name in OURS} if best else {}
+    """Times, and how many times as fast ours are as the best of `transformers` and as llama.cpp."""
+    theirs = [name for name in times if name in BACK_ENDS]
+    best = [min(theirs, key=lambda name: times[name].median)] if theirs else []
+    others = [*best, *(name for name in times if name.startswith("llama.cpp"))]
     return {
         "shape": shape,
         "times": {name: t.summary() for name, t in times.items()},
-        "best_of_theirs": best,
-        "ratios": against,
+        "best_of_theirs": best[0] if best else None,
+        "times_as_fast_as": {name: ratios(times[name], times[OURS[0]]) for name in others},
+        "stored": {n: ratios(times[OURS[0]], times[n]) for n in STORED if n in times},
     }
 
 
 def line(result: dict[str, Any]) -> str:
     speeds = ", ".join(f"{name} {value:.1f}" for name, value in result["tokens_per_second"].items())
-    against = ", ".join(f"{name} {spread(r)}" for name, r in result["ratios"].items())
-    return f"{result['shape']}, {result['what']}: tokens/s {speeds}; times as fast: {against or 'theirs not asked'}"
+    against = ", ".join(f"{n} {spread(r)}" for n, r in result["times_as_fast_as"].items())
+    return f"{result['shape']}, {result['what']}: tokens/s {speeds}; times as fast as {against}"
 
 
 def report(results: list[dict[str, Any]]) -> str:
-    headers = ["shape", "what", *(f"{n}, tokens/s" for n in OURS), "best of theirs"]
-    headers += [f"{n}: times" for n in OURS] + [f"{n}: of read rate" for n in OURS]
+    """One row for each measurement."""
+    names = list(results[0]["tokens_per_second"])
+    headers = ["shape", "what", *(f"{n}, tokens/s" for n in names), "of read rate"]
+    against = [name for name in names if name not in (*OURS, *STORED)]
+    headers += [f"times as fast as {name}" for name in against]
+    headers += [f"{name}: times float32" for name in STORED]
     rows = []
     for r in results:
-        rate, best = r["tokens_per_second"], r["best_of_theirs"]
-        row = [r["shape"], r["what"], *(f"{rate[n]:.1f}" for n in OURS)]
-        row.append(f"{rate[best]:.2f} ({best})" if best else "not asked")
-        row += [spread(r["ratios"][n]) if best else "" for n in OURS]
-        row += [f"{r['share_of_read_rate'][n]:.0%}" if "bytes" in r else "" for n in OURS]
+        row = [r["shape"], r["what"]]
+        row += [
+            f"{r['tokens_per_second'][n]:.1f}" if n in r["tokens_per_second"] else "" for n in names
+        ]
+        row.append(f"{r['share_of_read_rate'][OURS[0]]:.0%}" if "bytes" in r else "")
+        row += [
+            spread(r["times_as_fast_as"][n]) if n in r["times_as_fast_as"] else "" for n in against
+        ]
+        row += [spread(r["stored"][n]) if n in r["stored"] else "" for n in STORED]
         rows.append(row)
     return table(headers, rows)
 
@@ -187,6 +207,9 @@ def main() -> None:
     parser.add_argument("--contexts", default="128,2048,8192")
     parser.add_argument("--prompts", default="128,1024", help="lengths for prefill")
     parser.add_argument("--back-ends", default="grouped_mm,eager,batched_mm")
+    parser.add_argument(
+        "--llama-cpp", default="", help="types to compare with, such as f32,q8_0,q4_0"
+    )
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--rounds", type=int, default=4)
     parser.add_argument("--tokens", type=int, default=6, help="decoded per contender and round")

@@ -21,19 +21,20 @@ def prompts(fields: dict[str, Any], batch: int, length: int, seed: int = 2) -> l
 class EngineServing:
     """Ours: the engine, with pages, scheduler, sampling and all."""
 
-    def __init__(self, fields: dict[str, Any], memory: str, compiled: bool = False) -> None:
+    def __init__(self, fields: dict[str, Any], memory: str, weights: str = "float32") -> None:
         import fathom
 
         torch.manual_seed(0)
-        self.fields, self.memory, self.compiled = fields, memory, compiled
+        self.fields, self.memory, self.weights = fields, memory, weights
         self.model = fathom.Transformer(fathom_config(fields)).eval()
         self.requests: list[Any] = []
 
     def load(self, path: str) -> None:
         from fathom.inference import Engine, Step
+        from fathom.precision.storage import store_weights
 
         self.model.load_state_dict(torch.load(path, mmap=True), strict=True)
-        step = Step(self.model, self.compiled)
+        step = Step(store_weights(self.model, self.weights))
         settings = {"max_memory": self.memory, "max_requests": 16, "prefix_cache": False}
         self.engine = Engine(self.model, single=step, **settings)
 

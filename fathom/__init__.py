@@ -28,6 +28,7 @@ _HOMES = {
     "losses": "fathom.model",
     "route": "fathom.model",
     "save": "fathom.interop",
+    "save_gguf": "fathom.interop",
     "update_bias": "fathom.model",
 }
 
@@ -40,6 +41,7 @@ if TYPE_CHECKING:
     from fathom.inference import Sampling as Sampling
     from fathom.interop import load as load
     from fathom.interop import save as save
+    from fathom.interop import save_gguf as save_gguf
     from fathom.model import LatentCache as LatentCache
     from fathom.model import ModelConfig as ModelConfig
     from fathom.model import ModelOutput as ModelOutput

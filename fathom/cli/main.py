@@ -23,7 +23,7 @@ COMMANDS = {
     "chat": "Talk to a model in the terminal.",
     "serve": "Answer over HTTP: OpenAI's interface, metrics, a chat page.",
     "tokenizer": "Learn a tokenizer from text, or show how one cuts a text.",
-    "export": "Write a model as a Hugging Face directory.",
+    "export": "Write a model as a Hugging Face directory, or as GGUF for llama.cpp.",
 }
 """Each is a function of the same name in `fathom.cli.NAME`."""
 

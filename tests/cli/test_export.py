@@ -126,3 +126,33 @@ def test_an_export_of_an_earlier_stage_is_not_taken_for_the_last_word(
     recipe_file = run_folder / "recipe.toml"  # as if more steps were to come
     recipe_file.write_text(recipe_file.read_text().replace("steps = 3", "steps = 9"))
     assert "step-3" in export(capsys, "run", "further")
+
+
+def test_a_file_for_llama_cpp(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    gguf = pytest.importorskip("gguf")
+    tokenizer = Tokenizer.train(["def f(x): return x"] * 9, 300)
+    fathom.save(fathom.Transformer(CONFIG), tmp_path / "model", tokenizer)
+    place = tmp_path / "model.gguf"
+    said = export(capsys, str(tmp_path / "model"), str(place), "--format", "gguf", "--type", "q8_0")
+    assert f"{place}: 0.1 MB" in said and "without 1 of its MTP modules" in said
+    reader = gguf.GGUFReader(place)
+    types = {tensor.name: tensor.tensor_type.name for tensor in reader.tensors}
+    assert types["token_embd.weight"] == "Q8_0" and "blk.2.attn_norm.weight" not in types
+    assert reader.fields["tokenizer.ggml.pre"].contents() == "deepseek-v3"
+
+
+def test_options_of_the_other_format_are_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fathom.save(fathom.Transformer(CONFIG), tmp_path / "model")
+    source, out = str(tmp_path / "model"), str(tmp_path / "out")
+    for options, remedy in (
+        (("--format", "gguf", "--dtype", "float16"), "use --type"),
+        (("--type", "f16"), "use --dtype"),
+        (("--mtp",), "is for --format gguf"),
+        (("--format", "gguf", "--mtp"), "q_lora_rank=None"),
+        (("--format", "gguf", "--type", "float32"), "'float32' is not one of"),
+    ):
+        status, _, err = call(capsys, "export", source, out, *options)
+        assert status == 2 and remedy in err
+    assert not (tmp_path / "out").exists()

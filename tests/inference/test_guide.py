@@ -307,13 +307,17 @@ def test_a_grammar_that_outgrows_the_limits_ends_its_own_answer_only(
     drafts: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     many = " | ".join(f'"x{i}" "y"' for i in range(30))
-    wish = Sampling(0.0, guide=Guide("lark", f'start: "abc" many\nmany: {many}'), max_new_tokens=20)
+    guide = Guide("lark", f'start: "abc" many\nmany: {many}')
+    wish = Sampling(0.0, guide=guide, max_new_tokens=20)
     free = Sampling(0.0, max_new_tokens=20, ignore_eos=True)
     server = engine(speculate=drafts)
     monkeypatch.setattr(llguidance, "LLMatcher", Weak)
     broken, other = server.generate(["yes", "yes"], [wish, free])
     assert broken.finish_reason == "error" and "Too many items" in str(broken.stopped_by)
     assert "abc".startswith(broken.text or "-") and other.finish_reason == "length"
+    state = guided(guide)
+    state.advance(_id("a"))
+    assert state.failure is not None and not state.complete
     monkeypatch.setattr(llguidance, "LLMatcher", _Matcher)
     (whole,) = server.generate(["yes"], wish)
     assert whole.finish_reason == "stop" and re.fullmatch(r"abcx\d+y", whole.text or "")

@@ -90,8 +90,8 @@ class Traffic:
         self.check_accounts()
 
     def finish(self) -> None:
-        """Go on until nothing is left; a thousand passes must do."""
-        for _ in range(1000):
+        """Go on until nothing is left; ten passes for each token must do, even if each pass reads one."""
+        for _ in range(10 * sum(request.limit for request, _ in self.asked)):
             if not self.engine.busy:
                 break
             self.step()

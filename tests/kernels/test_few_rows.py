@@ -91,6 +91,7 @@ def test_without_a_compiler_torch_is_used(monkeypatch: pytest.MonkeyPatch) -> No
 def test_a_compiler_that_fails_is_told_and_gone_without(
     monkeypatch: pytest.MonkeyPatch, tmp_path: object
 ) -> None:
+    monkeypatch.delenv("FATHOM_NATIVE", raising=False)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.setattr(native.shutil, "which", lambda name: "/bin/false")
     with pytest.warns(UserWarning, match="could not be compiled, going on without it"):
