@@ -223,3 +223,35 @@ def test_leaving_early_frees_everything() -> None:
     outputs.close()
     nothing_is_left(engine)
     assert engine.counts.ended["abort"] >= 1
+
+
+@pytest.mark.parametrize("always", [True, False])
+def test_modules_never_read_what_they_did_not_write(always: bool) -> None:
+    """Memory for the cache comes as it is: what is in it must not be taken for entries."""
+    rng, model = random.Random(1), model_of("v3")
+    engine = Engine(model, block_size=4, max_requests=3)
+    if always:
+        engine.payoff = None
+    for layer in engine.pages.layers:
+        layer.fill_(float("nan"))
+    wish = Sampling(0.0, max_new_tokens=25, ignore_eos=True)
+    shared = [rng.randrange(2, 101) for _ in range(30)]
+    for _ in range(3):
+        begins = [[*shared[: rng.randint(1, 30)], rng.randrange(2, 101)] for _ in range(4)]
+        outputs = list(engine.generate(begins, wish))
+        further = [o.prompt_ids + o.token_ids[: rng.randint(1, 20)] for o in outputs]
+        list(engine.generate(further, wish))
+    assert engine.drafter is not None
+    for block in engine.drafter._covered:
+        for layer in engine.pages.layers:
+            assert layer[block * 4 : block * 4 + 4].isfinite().all()
+
+
+@torch.no_grad()
+def test_modules_that_are_damaged_stop_nothing() -> None:
+    model = model_of("v3")
+    wish = Sampling(0.0, max_new_tokens=6, ignore_eos=True)
+    expected = next(Engine(model, speculate=0).generate([[5, 6]], wish)).token_ids
+    model.model.mtp[0].eh_proj.weight.fill_(float("nan"))
+    engine = Engine(model, always_speculate=True)
+    assert next(engine.generate([[5, 6]], wish)).token_ids == expected
