@@ -255,3 +255,20 @@ def test_modules_that_are_damaged_stop_nothing() -> None:
     model.model.mtp[0].eh_proj.weight.fill_(float("nan"))
     engine = Engine(model, always_speculate=True)
     assert next(engine.generate([[5, 6]], wish)).token_ids == expected
+
+
+def test_biases_for_no_token_are_refused_before_they_hurt_others() -> None:
+    engine = Engine(model_of("v3"))
+    with pytest.raises(GenerationError, match="names token 101, outside the model's vocabulary"):
+        engine.add([5], Sampling(logit_bias={101: 1.0}, max_new_tokens=5))
+    for token in (-1, True):
+        with pytest.raises(GenerationError, match="map token ids to numbers"):
+            Sampling(logit_bias={token: 1.0})
+    assert not engine.busy
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_an_endless_bias_takes_its_token(temperature: float) -> None:
+    engine = Engine(model_of("v3"))
+    wish = Sampling(temperature, logit_bias={7: float("inf")}, max_new_tokens=3)
+    assert next(engine.generate([[5]], wish)).token_ids == [7, 7, 7]
