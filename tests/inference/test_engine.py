@@ -272,3 +272,9 @@ def test_an_endless_bias_takes_its_token(temperature: float) -> None:
     engine = Engine(model_of("v3"))
     wish = Sampling(temperature, logit_bias={7: float("inf")}, max_new_tokens=3)
     assert next(engine.generate([[5]], wish)).token_ids == [7, 7, 7]
+
+
+def test_one_block_is_enough_for_a_context_that_fits_it() -> None:
+    engine = Engine(model_of("v3"), block_size=128, max_requests=1)
+    output = next(engine.generate([[5, 6]], Sampling(0.0, max_new_tokens=126, ignore_eos=True)))
+    assert len(output.token_ids) == 126
