@@ -152,6 +152,8 @@ class Engine:
         if request.ended is None:
             request.ended = Ended.ABORT
             self._end(request)
+        elif request in self.scheduler.running:  # an error came between its end and its leaving
+            self._end(request)
 
     def room(self, prompt: Prompt) -> int:
         """How many tokens an answer to the prompt may have, by the model's context and the cache."""
@@ -170,7 +172,13 @@ class Engine:
 
     @torch.inference_mode()
     def step(self) -> list[Delta]:
-        """One pass of the model for all that can be read now; what it added to which answers."""
+        """One pass of the model for all that can be read now; what it added to which answers.
+
+        After an error (or Ctrl-C) within, the engine can go on: every answer is where it was, or by this step's
+        tokens further, whose delta is lost.
+        """
+        for request in [r for r in self.scheduler.running if r.ended is not None]:
+            self._end(request)  # it ended in a step that an error cut short
         shares = self.scheduler.schedule()
         if not shares:
             return []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from contextlib import suppress
 from typing import Any
 
 import pytest
@@ -278,3 +279,28 @@ def test_one_block_is_enough_for_a_context_that_fits_it() -> None:
     engine = Engine(model_of("v3"), block_size=128, max_requests=1)
     output = next(engine.generate([[5, 6]], Sampling(0.0, max_new_tokens=126, ignore_eos=True)))
     assert len(output.token_ids) == 126
+
+
+@pytest.mark.parametrize("where", ["_accept", "_publish", "_end", "_draft"])
+@pytest.mark.parametrize("call", (1, 2, 3, 7, 10))
+def test_after_an_interruption_anywhere_the_engine_goes_on(
+    where: str, call: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = Engine(model_of("v3"), block_size=4, max_requests=2, always_speculate=True)
+    before, calls = getattr(engine, where), 0
+
+    def interrupted(*args: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        if calls == call:
+            raise KeyboardInterrupt
+        return before(*args)
+
+    monkeypatch.setattr(engine, where, interrupted)
+    wishes = [Sampling(0.0, max_new_tokens=1 + k, ignore_eos=True) for k in range(4)]
+    requests = [engine.add([5, 6, 7 + k], wish)[0] for k, wish in enumerate(wishes)]
+    for _ in range(40):
+        with suppress(KeyboardInterrupt):
+            engine.step()
+    nothing_is_left(engine)
+    assert [len(request.answer) for request in requests] == [1, 2, 3, 4]
