@@ -282,7 +282,7 @@ def test_one_block_is_enough_for_a_context_that_fits_it() -> None:
 
 
 @pytest.mark.parametrize("where", ["_accept", "_publish", "_end", "_draft"])
-@pytest.mark.parametrize("call", (1, 2, 3, 7, 10))
+@pytest.mark.parametrize("call", [1, 2, 3, 7, 10])
 def test_after_an_interruption_anywhere_the_engine_goes_on(
     where: str, call: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
