@@ -17,6 +17,7 @@ __version__ = "0.1.0"
 _HOMES = {
     "Engine": "fathom.inference",
     "FathomError": "fathom.errors",
+    "Guide": "fathom.inference",
     "LatentCache": "fathom.model",
     "ModelConfig": "fathom.model",
     "ModelOutput": "fathom.model",
@@ -36,6 +37,7 @@ __all__ = [*_HOMES, "__version__"]
 if TYPE_CHECKING:
     from fathom.errors import FathomError as FathomError
     from fathom.inference import Engine as Engine
+    from fathom.inference import Guide as Guide
     from fathom.inference import Sampling as Sampling
     from fathom.interop import load as load
     from fathom.interop import save as save

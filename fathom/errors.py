@@ -30,6 +30,10 @@ class GenerationError(FathomError, ValueError):
     """A request the model cannot answer, for example one longer than its context."""
 
 
+class ServingError(FathomError):
+    """A server that cannot be started with these settings, or a request that it refuses."""
+
+
 def did_you_mean(name: str, known: Iterable[str], otherwise: str = "known are") -> str:
     """The remedy for a name that there is not: the nearest one that there is, or `otherwise` and all of them.
 

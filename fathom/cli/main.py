@@ -21,6 +21,7 @@ COMMANDS = {
     "report": "Write report.html for a run, finished or not.",
     "generate": "Continue a prompt.",
     "chat": "Talk to a model in the terminal.",
+    "serve": "Answer over HTTP: OpenAI's interface, metrics, a chat page.",
     "tokenizer": "Learn a tokenizer from text, or show how one cuts a text.",
     "export": "Write a model as a Hugging Face directory, or as GGUF for llama.cpp.",
 }

@@ -32,7 +32,11 @@ class Speaker:
     """What reads single tokens faster than the model itself, on a CPU."""
 
     def engine(
-        self, speculate: int | None = None, max_memory: str = "4GiB", max_requests: int = 1
+        self,
+        speculate: int | None = None,
+        max_memory: str = "4GiB",
+        max_requests: int = 1,
+        batch_tokens: int = 512,
     ) -> Engine:
         """What answers with it."""
         return Engine(
@@ -41,6 +45,7 @@ class Speaker:
             max_memory=max_memory,
             speculate=speculate,
             max_requests=max_requests,
+            batch_tokens=batch_tokens,
             single=self.step,
         )
 

@@ -239,6 +239,11 @@ class Tokenizer:
         return bool(self.settings.get(CHAT_KEY, "chat_template" in self.settings))
 
     @property
+    def definition(self) -> str:
+        """The content of tokenizer.json."""
+        return self._definition
+
+    @property
     def fingerprint(self) -> str:
         """sha256 of tokenizer.json: equal for tokenizers that encode alike."""
         return sha256(self._definition.encode()).hexdigest()

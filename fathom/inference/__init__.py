@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from fathom.inference.engine import Engine
 from fathom.inference.generate import generate
+from fathom.inference.guide import Guide
 from fathom.inference.outputs import Delta, Output
 from fathom.inference.request import Ended, Request, Usage
 from fathom.inference.sampling import Sampling
@@ -13,6 +14,7 @@ __all__ = [
     "Delta",
     "Ended",
     "Engine",
+    "Guide",
     "Output",
     "Request",
     "Sampling",

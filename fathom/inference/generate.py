@@ -11,6 +11,7 @@ from contextlib import contextmanager
 
 import torch
 
+from fathom.errors import GenerationError
 from fathom.inference.choice import Draw, choose
 from fathom.inference.prompts import check_length, ids_of
 from fathom.inference.sampling import Sampling
@@ -28,9 +29,11 @@ def generate(
 
     Of `sampling` this takes what concerns the choice of tokens. The model may be in the middle of its training.
     Raises `GenerationError` when there is nothing to continue, when it does not fit the model's context, or for
-    unknown ids.
+    unknown ids, and for a guide.
     """
     wish = sampling or Sampling(temperature=0.0)
+    if wish.guide is not None:
+        raise GenerationError("a guide needs a tokenizer beside the model; ask a fathom.Engine")
     ids = ids_of(prompt_ids, None, model.config.vocab_size)
     check_length(len(ids), max_new_tokens, model.config.max_position_embeddings)
     seed = secrets.randbits(63) if wish.seed is None else wish.seed

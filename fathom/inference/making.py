@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from fathom.data import Tokenizer
 from fathom.errors import GenerationError
+from fathom.inference.guided import Grammars, Guided
 from fathom.inference.prompts import Prompt, check_length, ids_of
 from fathom.inference.request import Request
 from fathom.inference.sampling import Sampling
@@ -36,6 +37,7 @@ class RequestMaker:
         self.config, self.tokenizer, self.room = config, tokenizer, room
         end = config.eos_token_id if tokenizer is None else tokenizer.eos_id
         self._ends = frozenset({end})
+        self._grammars: Grammars | None = None
         self._number = 0
 
     def make(self, prompt: Prompt, wish: Sampling, index: int) -> list[Request]:
@@ -48,14 +50,24 @@ class RequestMaker:
         if wish.stop and self.tokenizer is None:
             raise GenerationError(f"stop={wish.stop} needs a tokenizer; use stop_token_ids")
         requests: list[Request] = []
-        for choice in range(wish.n):
+        for choice, guided in enumerate(self._guided(ids, wish, ends)):
             spoken = None if self.tokenizer is None else Spoken(self.tokenizer.stream(), wish.stop)
-            request = Request(self._number, ids, wish, seed + choice, limit, ends, spoken)
+            request = Request(self._number, ids, wish, seed + choice, limit, ends, spoken, guided)
             request.prompt_index, request.choice = index, choice
             request.waits_for = requests[0] if requests else None
             requests.append(request)
             self._number += 1
         return requests
+
+    def _guided(
+        self, ids: list[int], wish: Sampling, ends: frozenset[int]
+    ) -> Sequence[Guided | None]:
+        """The states of `n` answers in a form; what that needs of the tokenizer is made for the first."""
+        if wish.guide is None:
+            return [None] * wish.n
+        if self._grammars is None:
+            self._grammars = Grammars(self.tokenizer, self.config.vocab_size)
+        return self._grammars.begin(wish.guide, ids, ends, wish.n)
 
     def _limit(self, prompt: int, wish: Sampling) -> int:
         """Tokens of the longest text that prompt and answer may be together; checked against all that bounds it."""

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 
 from fathom.inference.choice import CLOSE, Draw, Logprob
+from fathom.inference.guided import Guided
 from fathom.inference.sampling import Sampling
 from fathom.inference.stopping import Spoken
 
@@ -14,11 +15,13 @@ class Ended(StrEnum):
     """Why an answer ended, as OpenAI's interface says it."""
 
     STOP = "stop"
-    """The model's end-of-sentence, a stop token or a stop text."""
+    """The model's end-of-sentence, a stop token, a stop text, or the end of the guide's form."""
     LENGTH = "length"
     """max_new_tokens, or the end of the model's context."""
     ABORT = "abort"
     """The one who asked went away."""
+    ERROR = "error"
+    """The guide's form cannot be kept; `stopped_by` says why."""
 
 
 @dataclass
@@ -60,10 +63,11 @@ class Request:
         limit: int,
         ends: frozenset[int],
         spoken: Spoken | None = None,
+        guided: Guided | None = None,
     ) -> None:
         """`limit`: tokens of the longest text it may become; `ends`: tokens that end it."""
         self.number, self.sampling, self.seed = number, sampling, seed
-        self.limit, self.ends, self.spoken = limit, ends, spoken
+        self.limit, self.ends, self.spoken, self.guided = limit, ends, spoken, guided
         self.ids, self.prompt_len = list(prompt_ids), len(prompt_ids)
         self.prompt_index, self.choice = 0, 0
         self.computed, self.published = 0, 0
@@ -99,10 +103,12 @@ class Request:
     def draw(self, drafts: int) -> Draw:
         """What the choice depends on if the first `drafts` drafts are right."""
         said = len(self.ids) - self.prompt_len
+        allowed_V = None if self.guided is None else self.guided.allowed(self.drafts[:drafts])
         if not self.sampling.penalised:
-            return Draw(self.sampling, self.seed, said + drafts)
+            return Draw(self.sampling, self.seed, said + drafts, allowed_V=allowed_V)
         answer = self.answer + self.drafts[:drafts]
-        return Draw(self.sampling, self.seed, said + drafts, self.ids[: self.prompt_len], answer)
+        prompt = self.ids[: self.prompt_len]
+        return Draw(self.sampling, self.seed, said + drafts, prompt, answer, allowed_V)
 
     def append(self, token: int, gap: float) -> str:
         """The next token of the answer; the text that it makes certain. Sets `ended` if it is the last."""
@@ -116,11 +122,20 @@ class Request:
             text = self.spoken.push(token)
             if self.spoken.stopped_by is not None:
                 self.ended, self.stopped_by = Ended.STOP, self.spoken.stopped_by
+        if self.ended is None and self.guided is not None:
+            self._follow_guide(self.guided, token)
         if self.ended is None and len(self.ids) >= self.limit:
             self.ended = Ended.LENGTH
         if self.ended is not None and self.spoken is not None:
             text += self.spoken.end()
         return text
+
+    def _follow_guide(self, guided: Guided, token: int) -> None:
+        guided.advance(token)
+        if guided.failure is not None:
+            self.ended, self.stopped_by = Ended.ERROR, guided.failure
+        elif guided.complete:
+            self.ended = Ended.STOP
 
     def put_back(self) -> None:
         """Its blocks were taken: everything must be read again."""

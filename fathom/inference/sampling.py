@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from fathom.errors import GenerationError
+from fathom.inference.guide import Guide
 
 MOST_LOGPROBS = 20
 """As many alternatives as OpenAI's interface knows."""
@@ -49,6 +50,8 @@ class Sampling:
     """Log-probability of each new token, with so many of the most likely alternatives."""
     prompt_logprobs: int | None = None
     """The same of each prompt token but the first."""
+    guide: Guide | None = None
+    """The form that the answer must have."""
 
     def __post_init__(self) -> None:
         self._check_range("temperature", 0, math.inf, "0 is greedy")
@@ -66,6 +69,8 @@ class Sampling:
         for name in ("logprobs", "prompt_logprobs"):
             if (getattr(self, name) or 0) > MOST_LOGPROBS:
                 raise _refused(name, getattr(self, name), f"be at most {MOST_LOGPROBS}")
+        if self.guide is not None and not isinstance(self.guide, Guide):
+            raise _refused("guide", self.guide, "be a Guide, for example Guide('json_object')")
         self._check_lists()
 
     def _check_range(
