@@ -27,7 +27,7 @@ from fathom.data.tokenizer import TOKENIZER_FILE
 from fathom.errors import GenerationError
 from fathom.inference.blocks import BlockPool
 from fathom.inference.choice import Choice, Logprob
-from fathom.inference.choosing import Reading, accept, choices_of, log_prompt
+from fathom.inference.choosing import Reading, accept, choices_of, fail, log_prompt
 from fathom.inference.generate import evaluating
 from fathom.inference.making import RequestMaker, wishes_for
 from fathom.inference.memory import blocks_for, bytes_of
@@ -219,12 +219,17 @@ class Engine:
         for share in shares:
             request, start = share.request, share.request.computed
             log_prompt(self.model, share, hidden_ND[at : at + share.count])
-            if share.complete:
+            if request in chosen:
                 deltas.append(self._accept(request, *chosen[request]))
-            else:
+            elif not share.complete:
                 request.computed += share.count
+            elif request.drafts:  # they may be the cause: it is read again without them
+                request.drafts = []
+            else:
+                deltas.append(fail(request))
             states = states_ND[at : at + request.computed - start]
-            fresh.append(Fresh(request, start, states))
+            if len(states):
+                fresh.append(Fresh(request, start, states))
             at += share.count
             self._publish(request)
             if request.ended is not None:

@@ -11,7 +11,7 @@ import torch
 
 import fathom
 from fathom.errors import GenerationError
-from fathom.inference import Engine, Sampling
+from fathom.inference import Engine, Sampling, Step
 from fathom.inference.choice import CLOSE, Draw, scores
 from tests.model.tiny import YARN, tiny_model
 
@@ -304,3 +304,34 @@ def test_after_an_interruption_anywhere_the_engine_goes_on(
             engine.step()
     nothing_is_left(engine)
     assert [len(request.answer) for request in requests] == [1, 2, 3, 4]
+
+
+@pytest.mark.parametrize("single", [True, False])
+@torch.no_grad()
+def test_a_request_without_numbers_ends_alone(single: bool) -> None:
+    model = model_of("v3")
+    wish = Sampling(0.0, max_new_tokens=10, ignore_eos=True)
+    expected = next(Engine(model).generate([[5, 6, 7]], wish)).token_ids
+    model.model.embed_tokens.weight[50] = float("nan")
+    engine = Engine(model, block_size=4, single=Step(model) if single else None)
+    good, bad = engine.generate([[5, 6, 7], [8] * 9 + [50]], wish)
+    assert good.token_ids == expected
+    assert bad.finish_reason == "error" and "not finite" in str(bad.stopped_by)
+    nothing_is_left(engine)
+    assert next(engine.generate([[50]], wish)).finish_reason == "error"
+
+
+@torch.no_grad()
+def test_a_draft_without_numbers_is_only_a_wrong_one() -> None:
+    model = model_of("v3")
+    wish = Sampling(0.0, max_new_tokens=12, ignore_eos=True)
+    expected = next(Engine(model, speculate=0).generate([[5, 6, 7]], wish)).token_ids
+    never = next(token for token in range(2, 101) if token not in expected)
+    model.model.embed_tokens.weight[never] = float("nan")
+    engine = Engine(model, always_speculate=True)
+    (request,) = engine.add([5, 6, 7], wish)
+    while engine.busy:
+        engine.step()
+        request.drafts = [never for _ in request.drafts]
+    assert request.answer == expected
+    nothing_is_left(engine)
