@@ -159,6 +159,10 @@ class Engine:
         """How many tokens an answer to the prompt may have, by the model's context and the cache."""
         return self.maker.room_behind(prompt)
 
+    def forget_prefixes(self) -> None:
+        """Let no later text find what earlier ones left: for when the model's weights have changed."""
+        self.pool.forget_all()
+
     @property
     def busy(self) -> bool:
         """Whether any request has not ended."""

@@ -335,3 +335,16 @@ def test_a_draft_without_numbers_is_only_a_wrong_one() -> None:
         request.drafts = [never for _ in request.drafts]
     assert request.answer == expected
     nothing_is_left(engine)
+
+
+@torch.no_grad()
+def test_after_a_change_of_weights_prefixes_can_be_forgotten() -> None:
+    model, wish = model_of("v3"), Sampling(0.0, max_new_tokens=5, ignore_eos=True)
+    engine, prompt = Engine(model, block_size=4), list(range(2, 40))
+    next(engine.generate([prompt], wish))
+    for parameter in model.parameters():
+        parameter.normal_(0.0, 0.2)
+    engine.forget_prefixes()
+    output = next(engine.generate([prompt], wish))
+    assert output.usage.cached_tokens == 0
+    assert output.token_ids == says(model, prompt, wish, set())[0]
