@@ -26,6 +26,9 @@ from fathom.inference.sampling import Sampling
 CLOSE = 1e-4
 """Gap below which a choice may be another one elsewhere."""
 
+_HUGE = 1e300
+"""As far as penalties and biases may carry a logit."""
+
 
 @dataclass(frozen=True)
 class Draw:
@@ -118,6 +121,7 @@ def _penalise(logits_V: Tensor, draw: Draw) -> None:
         logits_V -= wish.frequency_penalty * count_V + wish.presence_penalty * (count_V > 0)
     for token, bias in wish.logit_bias.items():
         logits_V[token] += bias
+    logits_V.clamp_(-_HUGE, _HUGE)  # the differences of infinite ones would be no numbers
 
 
 def filtered(logits_RV: Tensor, wishes: Sequence[Sampling]) -> Tensor:

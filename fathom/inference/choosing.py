@@ -13,7 +13,7 @@ from torch import Tensor
 
 from fathom.inference.choice import Choice, Logprob, choose, logprobs_of
 from fathom.inference.outputs import Delta
-from fathom.inference.request import Request, count_places
+from fathom.inference.request import Ended, Request, count_places
 from fathom.inference.scheduler import Share
 from fathom.model import Transformer
 
@@ -33,7 +33,11 @@ class Reading:
 def choices_of(
     model: Transformer, shares: Sequence[Share], read: Reading
 ) -> dict[Request, tuple[Choice, list[Logprob]]]:
-    """For each request read to its end: choices behind its last token and behind each draft."""
+    """For each request read to its end: choices behind its last token and behind each draft.
+
+    A request with logits that are no numbers is left out: damaged weights or an overflow in its path are
+    nothing to the others.
+    """
     rows: list[int] = []
     draws, requests, at = [], [], 0
     for share in shares:
@@ -49,11 +53,16 @@ def choices_of(
     if logits_RV is None:
         wanted = torch.tensor(rows, device=read.hidden_ND.device)
         logits_RV = model.lm_head(read.hidden_ND[wanted])
+    finite_R = logits_RV.isfinite().all(-1)
+    logits_RV = logits_RV.where(finite_R[:, None], torch.zeros_like(logits_RV))
+    finite = finite_R.tolist()
     choice = choose(logits_RV, draws)
     found, at = {}, 0
     for request in requests:
         part = slice(at, at + len(request.drafts) + 1)
         at = part.stop
+        if not all(finite[part]):
+            continue
         mine = Choice(choice.tokens[part], choice.gaps[part])
         asked = request.sampling.logprobs
         logprobs = (
@@ -63,6 +72,16 @@ def choices_of(
         )
         found[request] = (mine, logprobs)
     return found
+
+
+def fail(request: Request) -> Delta:
+    """End a request that `choices_of` left out, though it had no drafts that could be the cause."""
+    request.ended = Ended.ERROR
+    request.stopped_by = (
+        "the model's logits are not finite; its weights are damaged or overflow in this dtype"
+    )
+    text = "" if request.spoken is None else request.spoken.end()
+    return Delta(request, [], text, [], request.ended)
 
 
 def accept(request: Request, choice: Choice, logprobs: list[Logprob]) -> tuple[Delta, int, int]:

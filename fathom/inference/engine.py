@@ -27,7 +27,7 @@ from fathom.data.tokenizer import TOKENIZER_FILE
 from fathom.errors import GenerationError
 from fathom.inference.blocks import BlockPool
 from fathom.inference.choice import Choice, Logprob
-from fathom.inference.choosing import Reading, accept, choices_of, log_prompt
+from fathom.inference.choosing import Reading, accept, choices_of, fail, log_prompt
 from fathom.inference.generate import evaluating
 from fathom.inference.making import RequestMaker, wishes_for
 from fathom.inference.memory import blocks_for, bytes_of
@@ -152,10 +152,16 @@ class Engine:
         if request.ended is None:
             request.ended = Ended.ABORT
             self._end(request)
+        elif request in self.scheduler.running:  # an error came between its end and its leaving
+            self._end(request)
 
     def room(self, prompt: Prompt) -> int:
         """How many tokens an answer to the prompt may have, by the model's context and the cache."""
         return self.maker.room_behind(prompt)
+
+    def forget_prefixes(self) -> None:
+        """Let no later text find what earlier ones left: for when the model's weights have changed."""
+        self.pool.forget_all()
 
     @property
     def busy(self) -> bool:
@@ -170,7 +176,13 @@ class Engine:
 
     @torch.inference_mode()
     def step(self) -> list[Delta]:
-        """One pass of the model for all that can be read now; what it added to which answers."""
+        """One pass of the model for all that can be read now; what it added to which answers.
+
+        After an error (or Ctrl-C) within, the engine can go on: every answer is where it was, or by this step's
+        tokens further, whose delta is lost.
+        """
+        for request in [r for r in self.scheduler.running if r.ended is not None]:
+            self._end(request)  # it ended in a step that an error cut short
         shares = self.scheduler.schedule()
         if not shares:
             return []
@@ -211,12 +223,17 @@ class Engine:
         for share in shares:
             request, start = share.request, share.request.computed
             log_prompt(self.model, share, hidden_ND[at : at + share.count])
-            if share.complete:
+            if request in chosen:
                 deltas.append(self._accept(request, *chosen[request]))
-            else:
+            elif not share.complete:
                 request.computed += share.count
+            elif request.drafts:  # they may be the cause: it is read again without them
+                request.drafts = []
+            else:
+                deltas.append(fail(request))
             states = states_ND[at : at + request.computed - start]
-            fresh.append(Fresh(request, start, states))
+            if len(states):
+                fresh.append(Fresh(request, start, states))
             at += share.count
             self._publish(request)
             if request.ended is not None:

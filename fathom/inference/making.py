@@ -44,6 +44,7 @@ class RequestMaker:
         """The `n` requests of a prompt; all but the first wait until that has read it."""
         ids = ids_of(prompt, self.tokenizer, self.config.vocab_size)
         limit = self._limit(len(ids), wish)
+        self._check_bias(wish)
         seed = secrets.randbits(63) if wish.seed is None else wish.seed
         ends = frozenset(wish.stop_token_ids) | (frozenset() if wish.ignore_eos else self._ends)
         if wish.stop and self.tokenizer is None:
@@ -84,6 +85,14 @@ class RequestMaker:
                 f"a prompt of {prompt} tokens does not fit the cache of {room} tokens; raise max_memory or shorten it"
             )
         return min(limit, room)
+
+    def _check_bias(self, wish: Sampling) -> None:
+        wrong = next((token for token in wish.logit_bias if token >= self.config.vocab_size), None)
+        if wrong is not None:
+            raise GenerationError(
+                f"logit_bias names token {wrong}, outside the model's vocabulary of "
+                f"{self.config.vocab_size}; leave it out"
+            )
 
     def room_behind(self, prompt: Prompt) -> int:
         """How many tokens an answer to the prompt may have, by the model's context and the cache."""

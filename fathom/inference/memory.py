@@ -65,10 +65,10 @@ def blocks_for(
     work = bytes_of_a_pass(config, tokens + rows, dtype, rows)
     block = Pages.bytes_per_token(config, dtype) * size
     most = requests * -(-config.max_position_embeddings // size)
-    count = min((memory - work) // block, most)
-    if count < 2:
+    count, least = min((memory - work) // block, most), min(most, 2)
+    if count < least:
         raise GenerationError(
             f"max_memory of {memory:,} bytes is too little: a pass takes {work:,} and a block of the cache "
-            f"{block:,}; give at least {work + 2 * block:,}, or fewer batch_tokens or max_requests"
+            f"{block:,}; give at least {work + least * block:,}, or fewer batch_tokens or max_requests"
         )
     return count

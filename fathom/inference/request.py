@@ -21,7 +21,7 @@ class Ended(StrEnum):
     ABORT = "abort"
     """The one who asked went away."""
     ERROR = "error"
-    """The guide's form cannot be kept; `stopped_by` says why."""
+    """The guide's form cannot be kept, or the model's logits are no numbers; `stopped_by` says which."""
 
 
 @dataclass

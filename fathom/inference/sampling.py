@@ -98,7 +98,8 @@ class Sampling:
         if "" in self.stop:
             raise _refused("stop", self.stop, "not hold an empty text, which would end at once")
         for token, bias in self.logit_bias.items():
-            if not isinstance(token, int) or not isinstance(bias, int | float) or math.isnan(bias):
+            known = isinstance(token, int) and not isinstance(token, bool) and token >= 0
+            if not known or not isinstance(bias, int | float) or math.isnan(bias):
                 raise _refused("logit_bias", {token: bias}, "map token ids to numbers")
 
     @property

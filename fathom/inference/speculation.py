@@ -70,6 +70,8 @@ class Trail:
     """By depth: entries before this position are final."""
     tails: list[Tensor | None]
     """By depth: the states it read or is yet to read from there on, as far as those are final."""
+    covered: int
+    """Blocks before this number hold final entries of all modules, from `first` on."""
 
 
 @dataclass
@@ -117,18 +119,21 @@ class Drafter:
 
     def _trail(self, start: int, first: int) -> Trail:
         depth = len(self.modules)
-        return Trail(first, [start] * depth, [None] * depth)
+        return Trail(first, [start] * depth, [None] * depth, -(-first // self.size))
 
     def forget(self, request: Request) -> None:
         """A request has ended or lost its blocks."""
         self.trails.pop(request, None)
 
     def published(self, request: Request, before: int) -> None:
-        """Blocks from number `before` on were published: mark those that modules followed from their begin."""
-        trail = self.trails.get(request)
-        for number in range(before, request.published):
-            whole = trail is not None and trail.first <= number * self.size
-            (self._covered.add if whole else self._covered.discard)(request.blocks[number])
+        """Blocks from number `before` on were published, not followed yet: what they held before is gone."""
+        self._covered.difference_update(request.blocks[before : request.published])
+
+    def _cover(self, row: _Rows) -> None:
+        """Note which of the request's blocks hold final entries of all modules."""
+        trail, final = row.trail, min(row.trail.done) // self.size
+        self._covered.update(row.fresh.request.blocks[trail.covered : final])
+        trail.covered = max(trail.covered, final)
 
     def follow(self, fresh: Sequence[Fresh], drafting: set[Request]) -> None:
         """Let the modules read what the model has read, and set `drafts` of those in `drafting`."""
@@ -142,6 +147,8 @@ class Drafter:
             for row in rows:
                 self._settle(row, depth)
             self._draft([row for row in wishing if self._is_last(row)])
+        for row in rows:
+            self._cover(row)
         self._recycle([row for row in wishing if self._is_last(row)])
 
     def _is_last(self, row: _Rows) -> bool:
@@ -207,10 +214,11 @@ class Drafter:
             )
 
     def _add_drafts(self, requests: Sequence[Request], states_ND: Tensor) -> None:
+        logits_NV = self.model.lm_head(states_ND)
+        # A guess must never stop an answer: modules that overflow make a poor guess instead.
+        logits_NV = torch.where(logits_NV.isfinite(), logits_NV, torch.zeros_like(logits_NV))
         draws = [request.draw(len(request.drafts)) for request in requests]
-        for request, token in zip(
-            requests, choose(self.model.lm_head(states_ND), draws).tokens, strict=True
-        ):
+        for request, token in zip(requests, choose(logits_NV, draws).tokens, strict=True):
             request.drafts.append(token)
 
     def _wants(self, request: Request) -> bool:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
-from fathom.inference import Delta, Engine, Request
+from fathom.inference import Delta, Ended, Engine, Request
 
 _SECONDS = (0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300)
 _TOKENS = (1, 4, 16, 64, 256, 1024, 4096, 16384, 65536)
@@ -33,6 +33,8 @@ class Meters:
         self._gauges(engine)
         self._totals(engine.speculate)
         self._histograms()
+        for reason in Ended:  # a rate over a series that appears with its first count would miss that one
+            self.success.labels(str(reason))
 
     def text(self) -> bytes:
         """The exposition format."""

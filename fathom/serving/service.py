@@ -58,6 +58,8 @@ class Answers:
                 for late in self._cut(going, spoken):
                     yield late
                 return
+            if delta.ended is Ended.ERROR and delta.request.guided is None:
+                raise ApiError(str(delta.request.stopped_by), 500)
             if delta.ended is Ended.ERROR:
                 raise ApiError(
                     f"response_format: the answer cannot go on in this form: {delta.request.stopped_by}",

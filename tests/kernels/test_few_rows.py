@@ -73,6 +73,22 @@ def test_experts(rows: int, choices: int, kind: torch.dtype, threads: int) -> No
 
 
 @needs_compiler
+@pytest.mark.parametrize("gate", [-1000.0, -100.0, -88.5, -87.0, 87.0, 100.0, 1000.0])
+def test_gates_far_from_zero(gate: float) -> None:
+    """silu(-100) is 0: the exponential must not run out of its exponent's bits."""
+    inner = 16
+    gate_up = torch.cat((torch.full((1, inner, 1), gate), torch.ones(1, inner, 1)), dim=1)
+    found = few_rows.experts(
+        torch.ones(1, 1),
+        gate_up,
+        torch.ones(1, 1, inner),
+        torch.zeros(1, 1, dtype=torch.int64),
+        torch.ones(1, 1),
+    )
+    assert float(found) == pytest.approx(inner * max(gate, 0.0), rel=1e-6, abs=1e-30)
+
+
+@needs_compiler
 def test_whole_numbers_need_scales_and_others_have_none() -> None:
     with pytest.raises(ValueError, match="need scales"):
         few_rows.product(torch.zeros(1, 4), torch.zeros(3, 4, dtype=torch.int8))

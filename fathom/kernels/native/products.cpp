@@ -80,9 +80,11 @@ template <> struct Format<INT8> {
 };
 
 // e^x for each lane, to a relative 2e-7: x = n ln 2 + r, a polynomial in r (Cephes), and n into the exponent.
+// Within +-87, where n stays in the exponent's bits; what lies beyond is taken as the end.
 inline floats exp_of(floats x) {
-    const floats lowest = floats{} - 87.0f;
+    const floats lowest = floats{} - 87.0f, highest = floats{} + 87.0f;
     x = x > lowest ? x : lowest;
+    x = x < highest ? x : highest;
     const floats half = floats{} + 0.5f;
     const floats scaled = x * 1.44269504088896341f;
     ints n = __builtin_convertvector(scaled + (scaled > 0 ? half : -half), ints);
