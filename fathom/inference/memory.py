@@ -7,7 +7,7 @@ import re
 import torch
 
 from fathom.errors import GenerationError
-from fathom.inference.pages import Pages
+from fathom.inference.pages import EXPANDED, Pages
 from fathom.kernels.paged_attention import SCORES
 from fathom.model import ModelConfig
 
@@ -42,9 +42,11 @@ def bytes_of_a_pass(config: ModelConfig, tokens: int, dtype: torch.dtype, rows: 
     wide = max(3 * config.intermediate_size, experts)
     activations = tokens * (6 * D + heads + wide) * dtype.itemsize
     longest = config.max_position_embeddings
+    each = 2 * (config.qk_head_dim + config.v_head_dim) * config.num_attention_heads
+    expanded = min(EXPANDED, longest * each) * dtype.itemsize
     scores = 3 * 4 * min(SCORES, tokens * config.num_attention_heads * longest)
     logits = 4 * rows * V * 8
-    return activations + scores + logits
+    return activations + expanded + scores + logits
 
 
 def blocks_for(

@@ -57,5 +57,5 @@ def exponential(keys: list[int], vocabulary: int, device: torch.device) -> Tenso
     """Independent exponential numbers float64 [B, V], one row for each key."""
     key_B1 = torch.tensor([_signed(key) for key in keys], device=device)[:, None]
     token_V = torch.arange(1, vocabulary + 1, device=device) * _signed(_STEP)
-    bits = _shifted(_mixed(key_B1 + token_V), 11)
-    return ((bits + 0.5) * 2.0**-53).log_().neg_()
+    bits = _shifted(_mixed(key_B1 + token_V), 12)  # 52, so that adding a half is exact
+    return ((bits + 0.5) * 2.0**-52).log_().neg_()

@@ -71,14 +71,22 @@ def runs_of(blocks: Sequence[int], size: int, first: int, end: int) -> tuple[Run
     return tuple(found)
 
 
+EXPANDED = 1 << 26
+"""Numbers of keys and values that exist at a time in the expanded form: 256 MiB in float32."""
+
+
 def absorbing_pays(config: ModelConfig, queries: int, keys: int) -> bool:
     """Whether attention in the latent space takes fewer multiplications than expanding, per head.
 
     Expanded: every key's latent is expanded, then each query meets keys and values of their own
     sizes. Absorbed: every query is absorbed and every result expanded, and both meet the latent.
+    Whatever that says, no more than `EXPANDED` numbers are expanded: behind a long text they would
+    take more memory than the cache.
     """
     C, R = config.kv_lora_rank, config.qk_rope_head_dim
     P, V = config.qk_nope_head_dim, config.v_head_dim
+    if keys * config.num_attention_heads * (2 * P + R + 2 * V) > EXPANDED:
+        return True
     expanded = keys * C * (P + V) + queries * keys * (P + R + V)
     absorbed = queries * C * (P + V) + queries * keys * (2 * C + R)
     return absorbed < expanded

@@ -33,7 +33,9 @@ class Meters:
         self._gauges(engine)
         self._totals(engine.speculate)
         self._histograms()
-        for reason in Ended:  # a rate over a series that appears with its first count would miss that one
+        for (
+            reason
+        ) in Ended:  # a rate over a series that appears with its first count would miss that one
             self.success.labels(str(reason))
 
     def text(self) -> bytes:

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from fathom.errors import GenerationError
-from fathom.inference import Engine, Sampling
+from fathom.inference import Engine, Sampling, pages
 from fathom.inference.memory import bytes_of, bytes_of_a_pass
 from tests.live_memory import live
 from tests.model.tiny import tiny_model
@@ -60,3 +60,16 @@ def test_a_pass_takes_no_more_than_was_reckoned(tokens: int, wish: Sampling) -> 
     reckoned = bytes_of_a_pass(model.config, tokens + rows, torch.float32, rows)
     taken = live(lambda: list(engine.generate(prompts, wish))).peak
     assert reckoned / 12 < taken <= reckoned
+
+
+def test_no_more_is_expanded_than_fits(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A long text is read by absorbing where expanding it would take too much, and says the same."""
+    model = tiny_model(max_position_embeddings=1024).eval()
+    prompt = [[2 + i % 97 for i in range(600)]]
+    wish = Sampling(0.0, max_new_tokens=4, ignore_eos=True)
+    expected = next(Engine(model, batch_tokens=200).generate(prompt, wish))
+    monkeypatch.setattr(pages, "EXPANDED", 250 * 4 * (16 + 4 + 16))
+    assert not pages.absorbing_pays(model.config, 200, 200)
+    assert pages.absorbing_pays(model.config, 200, 400)
+    found = next(Engine(model, batch_tokens=200).generate(prompt, wish))
+    assert found.token_ids == expected.token_ids
