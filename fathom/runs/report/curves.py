@@ -34,7 +34,7 @@ def loss(run: RunData) -> str:
         axes.set_yscale("log")
         plain_ticks(axes)
         _mark_spikes(axes, run)
-        finish(axes, run, "loss, nats per token (logarithmic axis)")
+        finish(axes, run, "loss, nats per token (logarithmic axis)", legend="lower left")
 
     return figure(draw, WIDE, "loss")
 
