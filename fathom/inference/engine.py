@@ -29,6 +29,7 @@ from fathom.inference.blocks import BlockPool
 from fathom.inference.choice import Choice, Logprob
 from fathom.inference.choosing import Reading, accept, choices_of, fail, log_prompt
 from fathom.inference.generate import evaluating
+from fathom.inference.layout import Span, lay_out
 from fathom.inference.making import RequestMaker, wishes_for
 from fathom.inference.memory import blocks_for, bytes_of
 from fathom.inference.outputs import Counts, Delta, Output, output_of
@@ -38,7 +39,7 @@ from fathom.inference.prompts import Prompt
 from fathom.inference.request import Ended, Request, count_places
 from fathom.inference.sampling import Sampling
 from fathom.inference.scheduler import Limits, Scheduler, Share
-from fathom.inference.speculation import Drafter, Fresh, Span, lay_out
+from fathom.inference.speculation import Drafter, Fresh
 from fathom.inference.step import Step
 from fathom.interop import load
 from fathom.model import Transformer

@@ -11,7 +11,8 @@ from torch import Tensor
 
 import fathom
 from fathom.inference import Engine, Sampling, Step, generate
-from fathom.inference.step import LONG, attend
+from fathom.inference.step import attend
+from fathom.kernels.paged_attention import LONG
 from tests.model.tiny import random_fields, tiny_model
 
 LENGTH = 20
