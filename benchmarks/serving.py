@@ -1,7 +1,8 @@
 """The two sides of the serving comparison: batches of texts that already hold a context, and prompts.
 
-Caches are filled with random latents of unit size, as in `decoding`; that both sides say the same
-is checked apart, on short real prompts.
+Caches are filled with random latents of unit size, as RMSNorm leaves them: the work does not depend on
+their values, and a real prefill of thousands of tokens would take longer than what is measured. That both
+sides say the same is checked apart, on short real prompts.
 """
 
 from __future__ import annotations
@@ -9,8 +10,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from decoding import TransformersDecoding
-from shapes import fathom_config
+from shapes import fathom_config, transformers_config
 
 
 def prompts(fields: dict[str, Any], batch: int, length: int, seed: int = 2) -> list[list[int]]:
@@ -30,13 +30,13 @@ class EngineServing:
         self.requests: list[Any] = []
 
     def load(self, path: str) -> None:
-        from fathom.inference import Engine, Step
+        from fathom.inference import Engine
         from fathom.precision.storage import store_weights
 
         self.model.load_state_dict(torch.load(path, mmap=True), strict=True)
-        step = Step(store_weights(self.model, self.weights))
-        settings = {"max_memory": self.memory, "max_requests": 16, "prefix_cache": False}
-        self.engine = Engine(self.model, single=step, **settings)
+        store_weights(self.model, self.weights)
+        settings = {"max_memory": self.memory, "max_requests": 64, "prefix_cache": False}
+        self.engine = Engine(self.model, **settings)
 
     def fill(self, batch: int, context: int) -> None:
         """`batch` texts whose first `context` tokens are in the cache, one more behind them."""
@@ -83,6 +83,15 @@ class EngineServing:
         asked = prompts(self.fields, batch, length, seed=3)
         return [output.token_ids for output in self.engine.generate(asked, greedy(tokens))]
 
+    def margins(self, batch: int, length: int, tokens: int) -> list[list[float]]:
+        """By how much the likeliest token of each of those answers was ahead of the next, in nats."""
+        asked = prompts(self.fields, batch, length, seed=3)
+        answers = self.engine.generate(asked, greedy(tokens, logprobs=2))
+        tops = [
+            [[value for _, value in said.top] for said in answer.logprobs] for answer in answers
+        ]
+        return [[first - second for first, second in answer] for answer in tops]
+
     def bytes_per_token(self) -> int:
         """Of the cache."""
         from fathom.inference.pages import Pages
@@ -94,16 +103,33 @@ ROOM = 64
 """Tokens that may be decoded behind a context."""
 
 
-def greedy(tokens: int | None) -> Any:
+def greedy(tokens: int | None, logprobs: int | None = None) -> Any:
     from fathom.inference import Sampling
 
-    return Sampling(0.0, max_new_tokens=tokens, ignore_eos=True)
+    return Sampling(0.0, max_new_tokens=tokens, ignore_eos=True, logprobs=logprobs)
 
 
-class TransformersServing(TransformersDecoding):
+class TransformersServing:
     """Theirs: forward passes over a DynamicCache, as `generate` makes them, for batches of equal lengths."""
 
-    def fill(self, batch: int, context: int) -> None:  # type: ignore[override]
+    def __init__(self, fields: dict[str, Any], experts: str) -> None:
+        from transformers import DeepseekV3ForCausalLM
+        from transformers.utils import logging
+
+        logging.set_verbosity_error()
+        torch.manual_seed(0)
+        self.fields, self.config = fields, transformers_config(fields)
+        self.model = DeepseekV3ForCausalLM(self.config).eval()
+        self.model.set_experts_implementation(experts)
+        self.model.set_attn_implementation("sdpa")
+
+    def save(self, path: str) -> None:
+        torch.save(self.model.state_dict(), path)
+
+    def load(self, path: str) -> None:
+        self.model.load_state_dict(torch.load(path, mmap=True), strict=True)
+
+    def fill(self, batch: int, context: int) -> None:
         from transformers import DynamicCache
 
         self.cache = DynamicCache(config=self.config)

@@ -1,11 +1,12 @@
 """llama.cpp's side of the serving comparison: the same weights as GGUF, batches through its own decode call.
 
-Its cache cannot be filled from outside, so contexts are really read, once for each batch and context.
+Its cache cannot be filled with numbers from outside, so a context is really read, once for each batch and length.
 Needs llama-cpp-python (a build of a quarter of an hour).
 """
 
 from __future__ import annotations
 
+import ctypes
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -47,7 +48,8 @@ class LlamaServing:
             parameters.use_mmap = False
             self.model = llama_cpp.llama_model_load_from_file(str(file).encode(), parameters)
 
-    def _open(self, batch: int, length: int) -> None:
+    def _open(self, batch: int, length: int, exact: bool = False) -> None:
+        """A context for `batch` texts; attention in float16, as llama.cpp has it by default, or float32 if `exact`."""
         import llama_cpp
 
         if self.context is not None:
@@ -56,6 +58,8 @@ class LlamaServing:
         parameters.n_ctx, parameters.n_seq_max = batch * (-(-length // 256) * 256), batch
         parameters.n_batch = parameters.n_ubatch = CHUNK
         parameters.n_threads = parameters.n_threads_batch = self.threads
+        if exact:  # float32, and no flash attention, which rounds to float16
+            parameters.type_k = parameters.type_v = parameters.flash_attn_type = 0
         self.context, self.room = llama_cpp.llama_init_from_model(self.model, parameters), 0
 
     def _decode(self, rows: list[tuple[int, int, int]], last_only: bool) -> np.ndarray:
@@ -87,11 +91,19 @@ class LlamaServing:
         return best
 
     def fill(self, batch: int, context: int) -> None:
-        """As for the others, by reading."""
+        """As for the others: one text is read, and its entries are copied for the others."""
+        import llama_cpp
+
         self._open(batch, context + ROOM)
         self.batch, self.length = batch, context
-        for sequence, ids in enumerate(prompts(self.fields, batch, context)):
-            self._read(ids, sequence)
+        self._read(prompts(self.fields, 1, context)[0], 0)
+        size = llama_cpp.llama_state_seq_get_size(self.context, 0)
+        state = (ctypes.c_uint8 * size)()
+        if batch > 1 and llama_cpp.llama_state_seq_get_data(self.context, state, size, 0) != size:
+            raise RuntimeError("llama_state_seq_get_data gave less than it said")
+        for sequence in range(1, batch):
+            if not llama_cpp.llama_state_seq_set_data(self.context, state, size, sequence):
+                raise RuntimeError("llama_state_seq_set_data took nothing")
 
     def decode(self, tokens: int) -> None:
         """Steps behind the context, which is as it was afterwards."""
@@ -119,7 +131,7 @@ class LlamaServing:
         """Greedy answers to real prompts."""
         answers = []
         for ids in prompts(self.fields, batch, length, seed=3):
-            self._open(1, length + tokens)
+            self._open(1, length + tokens, exact=True)
             answer = [self._read(ids, 0)]
             while len(answer) < tokens:
                 row = (answer[-1], length + len(answer) - 1, 0)

@@ -45,6 +45,22 @@ def _recipe(name: str) -> dict[str, Any]:
 
 NANO, MINI = _recipe("nano"), _recipe("mini")
 
+WIDE = {
+    **MINI,
+    "hidden_size": 2048,
+    "num_hidden_layers": 8,
+    "intermediate_size": 5632,
+    "num_attention_heads": 16,
+    "q_lora_rank": 768,
+    "kv_lora_rank": 512,
+    "qk_nope_head_dim": 128,
+    "qk_rope_head_dim": 64,
+    "v_head_dim": 128,
+    "n_routed_experts": 64,
+    "moe_intermediate_size": 512,
+}
+"""1.7 billion parameters, 0.3 of them for each token: beyond every cache of a CPU."""
+
 
 @dataclass(frozen=True)
 class Case:

@@ -33,7 +33,6 @@ def engine_for(speaker: Speaker, way: str, drafts: int, batch: int) -> Engine:
         always_speculate=way == "always",
         max_requests=batch,
         prefix_cache=False,
-        single=speaker.step,
     )
 
 

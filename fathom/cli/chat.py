@@ -19,7 +19,6 @@ import typer
 from fathom.cli.chat_words import COMMANDS, Answer, changed, faintly, settings_of, summary
 from fathom.cli.opening import Speaker, open_speaker
 from fathom.cli.options import (
-    Compiled,
     Device,
     FrequencyPenalty,
     MaxMemory,
@@ -135,7 +134,6 @@ def chat(
     weights: Weights = "float32",
     max_memory: MaxMemory = "4GiB",
     device: Device = "auto",
-    compiled: Compiled = False,
 ) -> None:
     """Talk with a model in the terminal."""
     sampling = choose_sampling(
@@ -151,7 +149,7 @@ def chat(
         max_new_tokens=max_new_tokens,
     )
     speaker = open_speaker(
-        run_or_dir, device, compiled, mtp=False if speculate == 0 else None, weights=weights
+        run_or_dir, device, mtp=False if speculate == 0 else None, weights=weights
     )
     taught = speaker.tokenizer.taught_to_chat
     if form == Form.AUTO:

@@ -13,7 +13,6 @@ import typer
 from fathom.cli.console import show
 from fathom.cli.opening import Speaker, open_speaker
 from fathom.cli.options import (
-    Compiled,
     Device,
     Ema,
     FrequencyPenalty,
@@ -69,7 +68,6 @@ def generate(
     weights: Weights = "float32",
     max_memory: MaxMemory = "4GiB",
     device: Device = "auto",
-    compiled: Compiled = False,
     ema: Ema = False,
 ) -> None:
     """Continue a prompt: prints it and, as it comes, what the model adds."""
@@ -88,7 +86,7 @@ def generate(
         logprobs=logprobs,
     )
     speaker = open_speaker(
-        run_or_dir, device, compiled, ema, mtp=False if speculate == 0 else None, weights=weights
+        run_or_dir, device, ema=ema, mtp=False if speculate == 0 else None, weights=weights
     )
     engine = speaker.engine(speculate, max_memory, max_requests=n)
     report = speak(speaker, engine, prompt, sampling, quiet=as_json)

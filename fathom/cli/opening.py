@@ -13,7 +13,7 @@ import fathom
 from fathom.cli.options import choose_device
 from fathom.data import Tokenizer
 from fathom.errors import CheckpointError
-from fathom.inference import Engine, Step
+from fathom.inference import Engine
 from fathom.model import Transformer
 from fathom.precision.storage import store_weights
 from fathom.runs.folder import RunFolder
@@ -28,8 +28,6 @@ class Speaker:
     model: Transformer
     tokenizer: Tokenizer
     directory: Path
-    step: Step | None
-    """What reads single tokens faster than the model itself, on a CPU."""
 
     def engine(
         self,
@@ -46,14 +44,12 @@ class Speaker:
             speculate=speculate,
             max_requests=max_requests,
             batch_tokens=batch_tokens,
-            single=self.step,
         )
 
 
 def open_speaker(
     run_or_dir: str | Path,
     device: str,
-    compiled: bool = False,
     ema: bool = False,
     mtp: bool | None = None,
     weights: str = "float32",
@@ -65,20 +61,11 @@ def open_speaker(
     Raises `CheckpointError` when it holds no model, `DataError` when the tokenizer is missing.
     """
     place = choose_device(device)
-    if compiled and weights != "float32":
-        raise fathom.FathomError(f"--compile is for float32 weights, not {weights}; leave one out")
-    if compiled and place.type != "cpu":
-        raise fathom.FathomError(
-            f"--compile is for speaking on a CPU, this is {place}; leave it out"
-        )
     dtype = torch.float32 if place.type == "cpu" else torch.bfloat16
     model, tokenizer, origin = open_model(run_or_dir, dtype, mtp=mtp, ema=ema)
     tokenizer = tokenizer or Tokenizer.load(origin)
     model = store_weights(model.to(place, dtype).eval(), weights)
-    if compiled:
-        print("compiling, which takes some ten seconds the first time …", file=sys.stderr)
-    step = Step(model, compiled) if Step.suits(model) else None
-    return Speaker(model, tokenizer, origin, step)
+    return Speaker(model, tokenizer, origin)
 
 
 def open_model(

@@ -39,13 +39,6 @@ Weights = Annotated[
     typer.Option(help="How weights are stored on a CPU: float32, bfloat16 or int8, less to read."),
 ]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps.")]
-Compiled = Annotated[
-    bool,
-    typer.Option(
-        "--compile", help="Compile the step that reads a token: on a CPU, ten seconds at the start."
-    ),
-]
-
 Ema = Annotated[
     bool, typer.Option("--ema", help="The average of the weights that the run keeps (ema.decay).")
 ]

@@ -11,7 +11,7 @@ from typing import Annotated
 import typer
 
 from fathom.cli.opening import open_speaker
-from fathom.cli.options import Compiled, Device, MaxMemory, RunOrDir, Speculate, Weights
+from fathom.cli.options import Device, MaxMemory, RunOrDir, Speculate, Weights
 from fathom.errors import ServingError
 
 KEYS_VARIABLE = "FATHOM_API_KEYS"
@@ -71,7 +71,6 @@ def serve(
     ] = False,
     weights: Weights = "float32",
     device: Device = "auto",
-    compiled: Compiled = False,
 ) -> None:
     """Serve a model over HTTP: OpenAI's interface, metrics, and a chat page at /."""
     from fathom.serving import Settings
@@ -99,7 +98,7 @@ def serve(
     if not settings.api_keys and not _is_loopback(host):
         logging.warning("host=%s lets other machines in, and there is no API key", host)
     mtp = False if speculate == 0 else None
-    speaker = open_speaker(run_or_dir, device, compiled, mtp=mtp, weights=weights)
+    speaker = open_speaker(run_or_dir, device, mtp=mtp, weights=weights)
     engine = speaker.engine(speculate, max_memory, max_requests, batch_tokens)
     run(engine, settings, host, port)
 

@@ -8,7 +8,6 @@ from fathom.inference.guide import Guide
 from fathom.inference.outputs import Delta, Output
 from fathom.inference.request import Ended, Request, Usage
 from fathom.inference.sampling import Sampling
-from fathom.inference.step import Step
 
 __all__ = [
     "Delta",
@@ -18,7 +17,6 @@ __all__ = [
     "Output",
     "Request",
     "Sampling",
-    "Step",
     "Usage",
     "generate",
 ]

@@ -45,6 +45,11 @@ class Draw:
     allowed_V: Tensor | None = None
     """bool [V]: what a grammar permits."""
 
+    @property
+    def plainly_greedy(self) -> bool:
+        """Whether the likeliest token as the model gives it is asked for."""
+        return self.sampling.greedy and not self.sampling.penalised and self.allowed_V is None
+
 
 @dataclass(frozen=True)
 class Choice:
@@ -56,16 +61,42 @@ class Choice:
 
 def choose(logits_RV: Tensor, draws: Sequence[Draw]) -> Choice:
     """A token for each row. Raises `GenerationError` when a logit is not finite."""
-    if not bool(logits_RV.isfinite().all()):
+    if not bool(finite(logits_RV).all()):
         raise GenerationError(
             "the model's logits are not finite; its weights are damaged or overflow in this dtype"
         )
-    scores_RV = scores(logits_RV, draws)
-    if scores_RV.shape[1] == 1:
+    if logits_RV.shape[1] == 1:
         return Choice([0] * len(draws), [float("inf")] * len(draws))
-    best = scores_RV.topk(2, dim=-1)
-    gaps = best.values[:, 0] - best.values[:, 1]
-    return Choice(best.indices[:, 0].tolist(), gaps.tolist())
+    plain = all(draw.plainly_greedy for draw in draws)  # then float64 would say the same
+    values_R2, indices_R = best_two(logits_RV if plain else scores(logits_RV, draws))
+    gaps = values_R2[:, 0].double() - values_R2[:, 1].double()
+    return Choice(indices_R.tolist(), gaps.tolist())
+
+
+def finite(logits_RV: Tensor) -> Tensor:
+    """bool [R]: rows whose every number is finite; the extremes tell, and are the fastest to have."""
+    return logits_RV.amax(-1).isfinite() & logits_RV.amin(-1).isfinite()
+
+
+_CHUNK = 128
+
+
+def best_two(scores_RV: Tensor) -> tuple[Tensor, Tensor]:
+    """The two highest of each row, [R, 2], and where the highest is, [R].
+
+    `topk` looks at one number after the other; the maximum of stretches of 128 is ten times as fast, and
+    the two highest are the best of the best stretch and either its second or another stretch's best.
+    """
+    R, V = scores_RV.shape
+    if V % _CHUNK or V < 8 * _CHUNK or scores_RV.device.type != "cpu":
+        best = scores_RV.topk(2, dim=-1)
+        return best.values, best.indices[:, 0]
+    chunks = scores_RV.view(R, -1, _CHUNK)
+    tops = chunks.amax(-1).topk(2, dim=-1)
+    place_R = tops.indices[:, 0]
+    inner = chunks[torch.arange(R), place_R].topk(2, dim=-1)
+    second = torch.maximum(inner.values[:, 1], tops.values[:, 1])
+    return torch.stack((inner.values[:, 0], second), -1), place_R * _CHUNK + inner.indices[:, 0]
 
 
 def scores(logits_RV: Tensor, draws: Sequence[Draw]) -> Tensor:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from fathom.inference.choice import Choice, Logprob, choose, logprobs_of
+from fathom.inference.choice import Choice, Logprob, choose, finite, logprobs_of
 from fathom.inference.outputs import Delta
 from fathom.inference.request import Ended, Request, count_places
 from fathom.inference.scheduler import Share
@@ -23,11 +23,10 @@ _LOGIT_ROWS = 128
 
 @dataclass(frozen=True)
 class Reading:
-    """What a pass gave: states before the head and before MTP [N, D], and logits if it is a single token's."""
+    """What a pass gave: states before the head and before MTP, [N, D]."""
 
     hidden_ND: Tensor
     states_ND: Tensor
-    logits_1V: Tensor | None = None
 
 
 def choices_of(
@@ -49,19 +48,18 @@ def choices_of(
             requests.append(request)
     if not rows:
         return {}
-    logits_RV = read.logits_1V
-    if logits_RV is None:
-        wanted = torch.tensor(rows, device=read.hidden_ND.device)
-        logits_RV = model.lm_head(read.hidden_ND[wanted])
-    finite_R = logits_RV.isfinite().all(-1)
-    logits_RV = logits_RV.where(finite_R[:, None], torch.zeros_like(logits_RV))
-    finite = finite_R.tolist()
+    wanted = torch.tensor(rows, device=read.hidden_ND.device)
+    logits_RV = model.lm_head(read.hidden_ND[wanted])
+    finite_R = finite(logits_RV)
+    sound = finite_R.tolist()
+    if not all(sound):
+        logits_RV = logits_RV.where(finite_R[:, None], torch.zeros_like(logits_RV))
     choice = choose(logits_RV, draws)
     found, at = {}, 0
     for request in requests:
         part = slice(at, at + len(request.drafts) + 1)
         at = part.stop
-        if not all(finite[part]):
+        if not all(sound[part]):
             continue
         mine = Choice(choice.tokens[part], choice.gaps[part])
         asked = request.sampling.logprobs

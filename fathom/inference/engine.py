@@ -28,19 +28,19 @@ from fathom.errors import GenerationError
 from fathom.inference.blocks import BlockPool
 from fathom.inference.choice import Choice, Logprob
 from fathom.inference.choosing import Reading, accept, choices_of, fail, log_prompt
+from fathom.inference.few import MOST_ROWS, FewRows
 from fathom.inference.generate import evaluating
 from fathom.inference.layout import Span, lay_out
 from fathom.inference.making import RequestMaker, wishes_for
 from fathom.inference.memory import blocks_for, bytes_of
 from fathom.inference.outputs import Counts, Delta, Output, output_of
-from fathom.inference.pages import Pages, TextPages
+from fathom.inference.pages import Pages
 from fathom.inference.payoff import Payoff
 from fathom.inference.prompts import Prompt
 from fathom.inference.request import Ended, Request, count_places
 from fathom.inference.sampling import Sampling
 from fathom.inference.scheduler import Limits, Scheduler, Share
 from fathom.inference.speculation import Drafter, Fresh
-from fathom.inference.step import Step
 from fathom.interop import load
 from fathom.model import Transformer
 from fathom.precision.storage import Storage, store_weights
@@ -62,27 +62,22 @@ class Engine:
         block_size: int = 16,
         prefix_cache: bool = True,
         weights: Storage = "float32",
-        single: Step | None = None,
-        compiled: bool = False,
     ) -> None:
         """A model with its tokenizer (None: token ids only), or an exported directory that holds both.
 
         max_memory: for the cache and the work of a pass, beside the weights. speculate: drafts behind each
         token, by default as many as the model has MTP modules, and 0 for none; `always_speculate` makes them even
         where they are slower. batch_tokens: tokens of a pass. weights: how a directory's are stored on a
-        CPU ("bfloat16" and "int8" are read faster). single: what reads the single token of a single text
-        faster, made from the same model; for a directory on a CPU it is made here, `compiled` if wanted.
+        CPU ("bfloat16" and "int8" are read faster).
 
         Raises `GenerationError` for what cannot be.
         """
         if not isinstance(model, Transformer):
             model, tokenizer = _opened(model, tokenizer, weights)
-            single = Step(model, compiled) if Step.suits(model) else None
-        elif compiled or weights != "float32":
+        elif weights != "float32":
             raise GenerationError(
-                "compiled and weights are for directories; make a Step of the model, or store its weights, beforehand"
+                f"weights={weights!r} is for a directory; store those of a model with store_weights beforehand"
             )
-        self.single = single
         self.model, self.tokenizer = model, tokenizer
         self.config = model.config
         self.speculate = self._checked_drafts(speculate)
@@ -98,9 +93,12 @@ class Engine:
         )
         self.pool = BlockPool(blocks, block_size)
         self.pages = Pages(self.config, blocks * block_size, dtype, model.lm_head.weight.device)
+        self.few = self._few_rows()
         self.scheduler = Scheduler(self.pool, Limits(batch_tokens, max_requests), prefix_cache)
         self.drafter = (
-            Drafter(model, self.pages, block_size, self.speculate) if self.speculate else None
+            Drafter(model, self.pages, block_size, self.speculate, self.few)
+            if self.speculate
+            else None
         )
         self.payoff = None if always_speculate else Payoff()
         self.counts = Counts()
@@ -163,6 +161,9 @@ class Engine:
     def forget_prefixes(self) -> None:
         """Let no later text find what earlier ones left: for when the model's weights have changed."""
         self.pool.forget_all()
+        self.few = self._few_rows()  # they may stand elsewhere now
+        if self.drafter is not None:
+            self.drafter.few = self.few
 
     @property
     def busy(self) -> bool:
@@ -197,24 +198,17 @@ class Engine:
         return deltas
 
     def _read(self, shares: Sequence[Share]) -> Reading:
-        """The pass: all shares' tokens, one behind the other; a single token by the step made for it."""
-        if self.single is not None and len(shares) == 1 and shares[0].count == 1:
-            return self._read_one(self.single, shares[0].request)
+        """The pass: all shares' tokens, one behind the other."""
         spans, tokens = [], []
         for share in shares:
             request = share.request
             spans.append(Span(request.blocks, 0, request.computed, share.count))
             tokens += request.known[request.computed : request.computed + share.count]
+        if self.few is not None and len(tokens) <= MOST_ROWS:
+            return Reading(*self.few.read(tokens, spans))
         context = lay_out(self.model, self.pages, self.pool.size, spans)
         trunk = self.model.read(torch.tensor([tokens], device=context.rotation.cos.device), context)
         return Reading(trunk.hidden[0], trunk.state[0])
-
-    def _read_one(self, step: Step, request: Request) -> Reading:
-        pages = TextPages(self.pages, request.blocks, self.pool.size, request.computed)
-        raw_1D = step.hidden(request.known[request.computed], pages)
-        hidden_1D = self.model.model.norm(raw_1D)
-        state = hidden_1D if self.config.mtp_hidden == "post_norm" else raw_1D
-        return Reading(hidden_1D, state, step.logits(raw_1D))
 
     def _speak(self, shares: Sequence[Share], read: Reading) -> tuple[list[Delta], list[Fresh]]:
         """Choose tokens for those that were read to their end, and note what has been read of all."""
@@ -302,6 +296,11 @@ class Engine:
             self.abort(request)
 
     # --- making the engine -------------------------------------------------------------------------
+
+    def _few_rows(self) -> FewRows | None:
+        if not FewRows.suits(self.model):
+            return None
+        return FewRows(self.model, self.pages, self.pool.size)
 
     def _checked_drafts(self, speculate: int | None) -> int:
         depth = self.config.num_nextn_predict_layers

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from fathom import kernels
-from fathom.kernels import few_rows
+from fathom.kernels import few_rows, huge_pages
 from fathom.kernels.paged_attention import (
     absorb,
     expand,
@@ -102,7 +102,8 @@ class Pages:
         layers = config.num_hidden_layers + config.num_nextn_predict_layers
         # Not zeroed: memory is taken from the system as texts come to fill it.
         self.layers = [
-            torch.empty(slots, config.cache_dim, dtype=dtype, device=device) for _ in range(layers)
+            huge_pages.prefer(torch.empty(slots, config.cache_dim, dtype=dtype, device=device))
+            for _ in range(layers)
         ]
 
     @staticmethod
@@ -259,21 +260,3 @@ class PagedPass:
             parts.append(latent_attention(query_MHX[at : at + piece.queries], views))
             at += piece.queries
         return parts[0] if len(parts) == 1 else torch.cat(parts)
-
-
-class TextPages:
-    """One text's blocks as the cache of `Step`: `length` tokens are held, the next goes behind them."""
-
-    def __init__(self, pages: Pages, blocks: Sequence[int], size: int, length: int) -> None:
-        self.pages, self.length = pages, length
-        self.slot = blocks[length // size] * size + length % size
-        self.runs = runs_of(blocks, size, 0, length + 1)
-
-    def append(self, layer: int, entries_BTX: Tensor) -> Tensor:
-        """Write the entry [1, 1, X]; all entries [1, S, X], copied only if they lie apart."""
-        self.pages.layers[layer][self.slot] = entries_BTX[0, 0]
-        return self.pages.gather(layer, self.runs)[None]
-
-    def advance(self, tokens: int) -> None:
-        """Count the token."""
-        self.length += tokens

@@ -21,6 +21,7 @@ from fathom.interop.config_json import fp8_block, from_json, read_json
 from fathom.interop.fp8 import FP8, SCALE, dequantize, grid
 from fathom.interop.names import ROUTER_BIAS, Layout, Slot, layer_number, layout, stack_name
 from fathom.interop.shards import Stored, find_directory, listed, open_shard, read_headers
+from fathom.kernels import huge_pages
 from fathom.model.config import ModelConfig
 from fathom.model.transformer import Transformer
 
@@ -51,7 +52,7 @@ def load(
     table, block = layout(config, model.state_dict()), fp8_block(content)
     _check(stored, table, model, block, directory)
     tensors = {
-        name: torch.empty(shapes[name], dtype=kind, device=device)
+        name: huge_pages.prefer(torch.empty(shapes[name], dtype=kind, device=device))
         for name, kind in _dtypes(stored, table, dtype).items()
     }
     _fill(tensors, stored, table, block)

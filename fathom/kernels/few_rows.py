@@ -1,7 +1,7 @@
 """Products of a few rows on a CPU at the rate of memory, by our own C++ where it can be compiled.
 
 With up to some sixteen rows a product reads every weight for next to no arithmetic, and a library's
-product reaches half of the memory's rate or less. `native/products.cpp` reads each weight once for
+product reaches half of the memory's rate or less. `native/rows.hpp` reads each weight once for
 all rows. The same text serves weights in float32, bfloat16 and int8 (`precision.storage` makes
 those), which take a half and a quarter of the reading. Callers ask `can` first and have another way.
 
@@ -27,7 +27,23 @@ GROUP = 64
 """Inputs that share a scale of int8 weights."""
 
 _KINDS = {torch.float32: 0, torch.bfloat16: 1, torch.int8: 2}
-_POINTER, _LONG, _INT = ctypes.c_void_p, ctypes.c_long, ctypes.c_int
+POINTER, LONG, INT = ctypes.c_void_p, ctypes.c_long, ctypes.c_int
+
+
+class Weights(ctypes.Structure):
+    """A matrix as C++ reads it; the tensors must outlive it."""
+
+    _fields_ = (("data", POINTER), ("scales", POINTER), ("kind", LONG))
+
+    @classmethod
+    def of(cls, weight: Tensor, scales: Tensor | None = None) -> Weights:
+        """Of contiguous [..., O, I], int8 with scales [..., O, ceil(I / GROUP)]."""
+        if (scales is None) == (weight.dtype == torch.int8):
+            raise ValueError(
+                f"weights of {weight.dtype} {'need' if scales is None else 'have no'} scales"
+            )
+        at = None if scales is None else scales.data_ptr()
+        return cls(weight.data_ptr(), at, _KINDS[weight.dtype])
 
 
 @cache
@@ -36,30 +52,20 @@ def _functions() -> tuple[Any, Any, Any] | None:
     found = library()
     if found is None:
         return None
-    product, experts = found.fathom_product, found.fathom_experts
-    product.argtypes = [
-        _INT,
-        _POINTER,
-        _POINTER,
-        _LONG,
-        _POINTER,
-        _LONG,
-        _LONG,
-        _LONG,
-        _POINTER,
-        _INT,
-    ]
+    product, experts, attend = found.fathom_product, found.fathom_experts, found.fathom_attend
+    product.argtypes = [POINTER, LONG, POINTER, LONG, LONG, LONG, POINTER, INT]
     experts.argtypes = [
-        *(_INT, _POINTER, _POINTER, _POINTER, _POINTER, _LONG, _LONG, _LONG, _LONG),
-        *(_POINTER, _LONG, _LONG, _POINTER, _POINTER, _POINTER, _INT),
+        *(POINTER, POINTER, LONG, LONG, LONG, LONG),
+        *(POINTER, LONG, LONG, POINTER, POINTER, POINTER, INT),
     ]
-    attend = found.fathom_attend
-    attend.argtypes = [
-        *(_POINTER, _LONG, _POINTER, _LONG, _LONG),
-        *(_POINTER, _POINTER, _POINTER, _POINTER, _POINTER, _INT),
-    ]
+    attend.argtypes = [POINTER, LONG, LONG, POINTER, LONG, POINTER, POINTER, INT]
     product.restype = experts.restype = attend.restype = None
     return product, experts, attend
+
+
+def readable(weight: Tensor) -> bool:
+    """Whether C++ reads such a matrix where it stands."""
+    return weight.device.type == "cpu" and weight.dtype in _KINDS and weight.is_contiguous()
 
 
 def can(x: Tensor, weight: Tensor) -> bool:
@@ -69,8 +75,7 @@ def can(x: Tensor, weight: Tensor) -> bool:
         and x.device.type == "cpu"
         and x.dtype == torch.float32
         and x.shape[:-1].numel() <= MOST_ROWS
-        and weight.dtype in _KINDS
-        and weight.is_contiguous()
+        and readable(weight)
         and _functions() is not None
     )
 
@@ -82,16 +87,12 @@ def product(x: Tensor, weight_OI: Tensor, scales_OG: Tensor | None = None) -> Te
     x_NI = x.reshape(-1, x.shape[-1]).contiguous()
     outputs, inputs = weight_OI.shape
     out = torch.empty(x_NI.shape[0], outputs)
-    scales, group = _scaling(scales_OG, weight_OI)
+    weights = Weights.of(weight_OI, scales_OG)
     function[0](
-        _KINDS[weight_OI.dtype],
-        weight_OI.data_ptr(),
-        scales,
-        group,
+        ctypes.byref(weights),
+        GROUP if scales_OG is not None else inputs,
         x_NI.data_ptr(),
-        x_NI.shape[0],
-        inputs,
-        outputs,
+        *(x_NI.shape[0], inputs, outputs),
         out.data_ptr(),
         torch.get_num_threads(),
     )
@@ -113,14 +114,11 @@ def experts(
     weights = weights_NK.to(torch.float32).contiguous()
     E, D, inner = down_EDI.shape
     out = torch.zeros(x_ND.shape)
-    gate_up_scales, _ = _scaling(scales[0] if scales else None, gate_up_EOD)
-    down_scales, _ = _scaling(scales[1] if scales else None, down_EDI)
+    first, second = scales or (None, None)
+    gate_up, down = Weights.of(gate_up_EOD, first), Weights.of(down_EDI, second)
     function[1](
-        _KINDS[down_EDI.dtype],
-        gate_up_EOD.data_ptr(),
-        gate_up_scales,
-        down_EDI.data_ptr(),
-        down_scales,
+        ctypes.byref(gate_up),
+        ctypes.byref(down),
         GROUP if scales else max(D, inner),
         *(E, D, inner),
         x_ND.data_ptr(),
@@ -131,6 +129,13 @@ def experts(
         torch.get_num_threads(),
     )
     return out
+
+
+class _Texts(ctypes.Structure):
+    _fields_ = (
+        ("count", LONG),
+        *((name, POINTER) for name in ("rows_at", "runs_at", "starts", "ends")),
+    )
 
 
 @dataclass(frozen=True)
@@ -145,13 +150,10 @@ class Texts:
     starts: Tensor
     ends: Tensor
 
-
-def one_text(length: int) -> Texts:
-    """One row that sees `length` slots from the first on."""
-    return Texts(_ONE, _ONE, _ONE[:1], torch.tensor([length]))
-
-
-_ONE = torch.tensor([0, 1])
+    def structure(self) -> _Texts:
+        """As C++ reads it; `self` must outlive it."""
+        parts = (self.rows_at, self.runs_at, self.starts, self.ends)
+        return _Texts(len(self.rows_at) - 1, *(part.data_ptr() for part in parts))
 
 
 def can_attend(query_MHX: Tensor, cache_SX: Tensor) -> bool:
@@ -165,38 +167,26 @@ def can_attend(query_MHX: Tensor, cache_SX: Tensor) -> bool:
     )
 
 
-def attend(query_MHX: Tensor, cache_SX: Tensor, texts: Texts) -> Tensor:
-    """Causal softmax(q . c) c of each text's last rows over its runs of the cache: [M, H, X].
+def attend(query_MHX: Tensor, cache_SX: Tensor, texts: Texts, kept: int | None = None) -> Tensor:
+    """Causal softmax(q . c) c of each text's last rows over its runs of the cache: [M, H, X], or [M, H, kept].
 
     The cache is read once: scores, a softmax that goes along, and the weighted sum of one stretch of
-    keys before the next.
+    keys before the next. `kept`: how many numbers of each key the sum is wanted of.
     """
     function = _functions()
     assert function is not None
     query_MHX = query_MHX.contiguous()
-    out = torch.empty_like(query_MHX)
+    width = cache_SX.shape[1]
+    kept = width if kept is None else kept
+    out = query_MHX.new_empty(*query_MHX.shape[:2], kept)
+    places = texts.structure()
     function[2](
         cache_SX.data_ptr(),
-        cache_SX.shape[1],
+        *(width, kept),
         query_MHX.data_ptr(),
         query_MHX.shape[1],
-        len(texts.rows_at) - 1,
-        texts.rows_at.data_ptr(),
-        texts.runs_at.data_ptr(),
-        texts.starts.data_ptr(),
-        texts.ends.data_ptr(),
+        ctypes.byref(places),
         out.data_ptr(),
         torch.get_num_threads(),
     )
     return out
-
-
-def _scaling(scales_OG: Tensor | None, weight: Tensor) -> tuple[int | None, int]:
-    """Where the scales are, and inputs per scale."""
-    if (scales_OG is None) == (weight.dtype == torch.int8):
-        raise ValueError(
-            f"weights of {weight.dtype} {'need' if scales_OG is None else 'have no'} scales"
-        )
-    if scales_OG is None:
-        return None, weight.shape[-1]
-    return scales_OG.data_ptr(), GROUP

@@ -53,6 +53,9 @@ class MTPModule(Block):
 
         All are [B, T-k, D].
         """
-        e, h = self.enorm(e_BTD), self.hnorm(h_BTD)
-        joined = torch.cat((e, h) if self.embedding_first else (h, e), dim=-1)
-        return self(self.eh_proj(joined), context)
+        return self(self.join(h_BTD, e_BTD), context)
+
+    def join(self, h: Tensor, e: Tensor) -> Tensor:
+        """h' of eq 21, [..., D], of states and embeddings of that shape."""
+        e, h = self.enorm(e), self.hnorm(h)
+        return self.eh_proj(torch.cat((e, h) if self.embedding_first else (h, e), dim=-1))

@@ -11,7 +11,7 @@ import torch
 
 import fathom
 from fathom.errors import GenerationError
-from fathom.inference import Engine, Sampling, Step
+from fathom.inference import Engine, Sampling
 from fathom.inference.choice import CLOSE, Draw, scores
 from tests.model.tiny import YARN, tiny_model
 
@@ -306,14 +306,15 @@ def test_after_an_interruption_anywhere_the_engine_goes_on(
     assert [len(request.answer) for request in requests] == [1, 2, 3, 4]
 
 
-@pytest.mark.parametrize("single", [True, False])
+@pytest.mark.parametrize("few", [True, False])
 @torch.no_grad()
-def test_a_request_without_numbers_ends_alone(single: bool) -> None:
+def test_a_request_without_numbers_ends_alone(few: bool) -> None:
     model = model_of("v3")
     wish = Sampling(0.0, max_new_tokens=10, ignore_eos=True)
     expected = next(Engine(model).generate([[5, 6, 7]], wish)).token_ids
     model.model.embed_tokens.weight[50] = float("nan")
-    engine = Engine(model, block_size=4, single=Step(model) if single else None)
+    engine = Engine(model, block_size=4)
+    engine.few = engine.few if few else None
     good, bad = engine.generate([[5, 6, 7], [8] * 9 + [50]], wish)
     assert good.token_ids == expected
     assert bad.finish_reason == "error" and "not finite" in str(bad.stopped_by)

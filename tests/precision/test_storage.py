@@ -8,7 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fathom.errors import ConfigError
-from fathom.inference import Engine, Sampling, Step
+from fathom.inference import Engine, Sampling
+from fathom.inference.few import FewRows
 from fathom.kernels.native import library
 from fathom.precision import storage
 from fathom.precision.storage import rounded, store_weights, widened
@@ -59,9 +60,9 @@ def test_engine_and_step_speak_with_them(kind: str) -> None:
     wish = Sampling(0.0, max_new_tokens=20, ignore_eos=True)
     prompts = [[5, 6, 7], list(range(2, 40))]
     model = store_weights(tiny_model(2).eval(), kind)
-    assert Step.suits(model)
+    assert FewRows.suits(model)
     together = list(Engine(model, always_speculate=True).generate(prompts, wish))
-    engine = Engine(model, single=Step(model), speculate=0)
+    engine = Engine(model, speculate=0)
     for prompt, output in zip(prompts, together, strict=True):
         alone = next(engine.generate([prompt], wish))
         assert alone.token_ids == output.token_ids or output.usage.close_calls

@@ -1,0 +1,173 @@
+"""Passes of a few rows through whole blocks of the model in one call of our C++.
+
+Decoding reads a row or a few for each text; so does checking drafts, and so do the MTP modules. The
+model itself (`Transformer.read`, `MTPModule.predict`) does the same for any number of rows and is the
+reference that this must equal. It computes as the model's own modules do when nobody has replaced a
+product or the dispatch, on a CPU and in float32; weights may be stored in fewer bits.
+
+Attention is always in the latent space here: for few rows that is never much dearer.
+Shapes: N rows, D hidden.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Sequence
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+
+from fathom.inference.layout import Places, Span, places_of
+from fathom.inference.pages import Pages, texts_of
+from fathom.kernels import few_rows, huge_pages, whole_blocks
+from fathom.kernels.few_rows import Weights
+from fathom.kernels.grouped import grouped_linear
+from fathom.kernels.linear import linear
+from fathom.model import Transformer
+from fathom.model.block import Block
+from fathom.model.layers import LATENT_EPS, MLP, Linear
+from fathom.model.moe import Experts, LocalDispatcher, MoE
+from fathom.model.mtp import MTPModule
+
+MOST_ROWS = 64
+"""Rows up to which this was the faster way by far: 1.7 times at 64, 2.5 at 24 (docs/experiments/012)."""
+
+
+class FewRows:
+    """The blocks of one model over one engine's pages; made again when weights have moved."""
+
+    def __init__(self, model: Transformer, pages: Pages, size: int) -> None:
+        """For a model that `suits`; `size`: tokens of a block of the cache."""
+        self.model, self.pages, self.size = model, pages, size
+        self._held: list[Tensor] = []  # what the structures point to
+        self.shape = self._shape()
+        self.layers = self._structures([cast(Block, layer) for layer in model.model.layers])
+        self.modules = {
+            module: self._structures([cast(Block, module)]) for module in model.model.mtp
+        }
+        huge_pages.collapse([*self._held, model.lm_head.weight])
+
+    @staticmethod
+    def suits(model: Transformer) -> bool:
+        """Whether it is a model on a CPU that computes in float32, with products and dispatch as they came."""
+        embedding = model.model.embed_tokens.weight
+        if not whole_blocks.available() or embedding.device.type != "cpu":
+            return False
+        if embedding.dtype != torch.float32 or model.compute_dtype not in (None, torch.float32):
+            return False
+        return all(_plain(name, module) for name, module in model.named_modules())
+
+    def read(self, tokens: list[int], spans: Sequence[Span]) -> tuple[Tensor, Tensor]:
+        """Hidden states before the head, and what MTP modules read, both [N, D]."""
+        raw_ND = self._run(self.layers, self.model.embed(torch.tensor(tokens)), spans)
+        hidden_ND = self.model.model.norm(raw_ND)
+        post_norm = self.model.config.mtp_hidden == "post_norm"
+        return hidden_ND, hidden_ND if post_norm else raw_ND
+
+    def predict(
+        self, module: MTPModule, states_ND: Tensor, tokens: list[int], spans: Sequence[Span]
+    ) -> Tensor:
+        """`MTPModule.predict` of rows (eqs 21-22): h^k [N, D]."""
+        joined_ND = module.join(states_ND, self.model.embed(torch.tensor(tokens)))
+        return self._run(self.modules[module], joined_ND, spans)
+
+    def _run(
+        self, layers: ctypes.Array[whole_blocks.Layer], h_ND: Tensor, spans: Sequence[Span]
+    ) -> Tensor:
+        places: Places = places_of(self.size, spans)
+        table = self.model.rotary.first(max(places.positions) + 1, torch.device("cpu"))
+        rotation = table.rows(torch.tensor(places.positions))
+        texts, slots = texts_of(places.pieces), torch.tensor(places.slots)
+        assert texts is not None
+        return whole_blocks.read(self.shape, layers, h_ND, rotation, slots, texts)
+
+    # --- the model as C++ reads it -----------------------------------------------------------------
+
+    def _shape(self) -> whole_blocks.Shape:
+        config, found = self.model.config, whole_blocks.Shape()
+        layer = cast(Block, self.model.model.layers[0]).self_attn
+        found.hidden, found.rank = config.hidden_size, config.kv_lora_rank
+        found.heads, found.nope = layer.shape.heads, layer.shape.nope
+        found.rope, found.value = layer.shape.rope, layer.shape.value
+        found.query_rank = config.q_lora_rank or 0
+        found.experts, found.choices = config.n_routed_experts, config.num_experts_per_tok
+        limited = config.topk_method != "greedy"
+        found.groups = max(config.n_group or 1, 1) if limited else 1
+        found.kept_groups = config.topk_group if limited else 1
+        found.softmax = config.scoring_func == "softmax"
+        found.best_two, found.normed = config.topk_method == "noaux_tc", config.norm_topk_prob
+        found.interleave, found.group = self.model.rotary.interleave, few_rows.GROUP
+        found.routed_scale, found.attention_scale = config.routed_scaling_factor, layer.scale
+        found.eps, found.latent_eps = config.rms_norm_eps, LATENT_EPS
+        return found
+
+    def _structures(self, blocks: Sequence[Block]) -> ctypes.Array[whole_blocks.Layer]:
+        return (whole_blocks.Layer * len(blocks))(*map(self._structure, blocks))
+
+    def _structure(self, block: Block) -> whole_blocks.Layer:
+        layer, found = block.self_attn, whole_blocks.Layer()
+        found.input_norm = self._at(block.input_layernorm.weight)
+        found.post_norm = self._at(block.post_attention_layernorm.weight)
+        found.latent_norm = self._at(layer.kv_a_layernorm.weight)
+        if layer.config.q_lora_rank is None:
+            found.query_b = self._weights(layer.q_proj)
+        else:
+            found.query_norm = self._at(layer.q_a_layernorm.weight)
+            found.query_a, found.query_b = map(self._weights, (layer.q_a_proj, layer.q_b_proj))
+        found.latent = self._weights(layer.kv_a_proj_with_mqa)
+        found.up_by_head = self._at(layer.kv_b_proj.weight)
+        found.out = self._weights(layer.o_proj)
+        found.cache = self.pages.layers[layer.layer].data_ptr()
+        if isinstance(block.mlp, MLP):
+            self._gated(found, block.mlp)
+        else:
+            self._mixture(found, block.mlp)
+        return found
+
+    def _gated(self, found: whole_blocks.Layer, mlp: MLP) -> None:
+        found.gate, found.up, found.down = map(
+            self._weights, (mlp.gate_proj, mlp.up_proj, mlp.down_proj)
+        )
+        found.width = mlp.gate_proj.weight.shape[0]
+
+    def _mixture(self, found: whole_blocks.Layer, moe: MoE) -> None:
+        found.router = self._at(moe.gate.weight)
+        if moe.gate.e_score_correction_bias is not None:
+            found.bias = self._at(moe.gate.e_score_correction_bias)
+        experts = moe.experts
+        first, second = experts.scales or (None, None)
+        found.gate_up = self._stored(experts.gate_up_proj, first)
+        found.routed_down = self._stored(experts.down_proj, second)
+        found.inner = experts.down_proj.shape[-1]
+        if moe.config.n_shared_experts:
+            self._gated(found, moe.shared_experts)
+
+    def _weights(self, linear: Linear) -> Weights:
+        return self._stored(linear.weight, linear.scales)
+
+    def _stored(self, weight: Tensor, scales: Tensor | None) -> Weights:
+        self._held += [weight] if scales is None else [weight, scales]
+        return Weights.of(weight, scales)
+
+    def _at(self, tensor: Tensor) -> int:
+        self._held.append(tensor)
+        return tensor.data_ptr()
+
+
+def _plain(name: str, module: nn.Module) -> bool:
+    """Whether C++ does what this module does."""
+    if isinstance(module, MoE):
+        wide = few_rows.readable(module.gate.weight) and module.gate.weight.dtype == torch.float32
+        return wide and type(module.dispatcher) is LocalDispatcher
+    if not isinstance(module, Linear | Experts):
+        return True
+    weights = (
+        (module.weight,) if isinstance(module, Linear) else (module.gate_up_proj, module.down_proj)
+    )
+    ours = module.matmul in (linear, grouped_linear) or module.scales is not None
+    wide = module.compute_dtype in (None, torch.float32)
+    if name.endswith("kv_b_proj") and weights[0].dtype != torch.float32:
+        return False
+    known = all(weight.dtype == torch.float32 or module.compute_dtype for weight in weights)
+    return ours and wide and known and all(map(few_rows.readable, weights))
