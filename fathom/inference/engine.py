@@ -28,7 +28,7 @@ from fathom.errors import GenerationError
 from fathom.inference.blocks import BlockPool
 from fathom.inference.choice import Choice, Logprob
 from fathom.inference.choosing import Reading, accept, choices_of, fail, log_prompt
-from fathom.inference.few import MOST_ROWS, FewRows
+from fathom.inference.few import FewRows
 from fathom.inference.generate import evaluating
 from fathom.inference.layout import Span, lay_out
 from fathom.inference.making import RequestMaker, wishes_for
@@ -204,7 +204,7 @@ class Engine:
             request = share.request
             spans.append(Span(request.blocks, 0, request.computed, share.count))
             tokens += request.known[request.computed : request.computed + share.count]
-        if self.few is not None and len(tokens) <= MOST_ROWS:
+        if self.few is not None and len(tokens) <= self.few.most:
             return Reading(*self.few.read(tokens, spans))
         context = lay_out(self.model, self.pages, self.pool.size, spans)
         trunk = self.model.read(torch.tensor([tokens], device=context.rotation.cos.device), context)

@@ -26,7 +26,7 @@ import torch
 from torch import Tensor
 
 from fathom.inference.choice import choose, finite
-from fathom.inference.few import MOST_ROWS, FewRows
+from fathom.inference.few import FewRows
 from fathom.inference.layout import Span, lay_out
 from fathom.inference.pages import Pages
 from fathom.inference.request import Request
@@ -183,7 +183,7 @@ class Drafter:
     def _predict(
         self, module: MTPModule, spans: Sequence[Span], tokens: list[int], states_ND: Tensor
     ) -> tuple[Tensor, Tensor]:
-        if self.few is not None and len(tokens) <= MOST_ROWS:
+        if self.few is not None and len(tokens) <= self.few.most:
             raw_ND = self.few.predict(module, states_ND, tokens, spans)
             return raw_ND, module.normed(raw_ND)
         context = lay_out(self.model, self.pages, self.size, spans)

@@ -33,7 +33,8 @@ typedef int8_t bytes __attribute__((vector_size(16)));
 
 enum Kind { FLOAT32, BFLOAT16, INT8 };
 
-// A weight format: where output o's input i stands, sixteen of them as floats, and one.
+// A weight format: where output o's input i stands, sixteen of them as floats, and one; the bytes of sixteen, and how
+// many bytes ahead memory is asked for where outputs are taken one by one (the best of 2, 4, 8, 16 KiB).
 template <Kind kind> struct Format;
 
 template <> struct Format<FLOAT32> {
@@ -42,7 +43,7 @@ template <> struct Format<FLOAT32> {
     }
     static inline floats load(const char* p) { floats v; std::memcpy(&v, p, 64); return v; }
     static inline float one(const char* p) { float v; std::memcpy(&v, p, 4); return v; }
-    static constexpr long step = 64;
+    static constexpr long step = 64, ahead = 2048;
 };
 
 template <> struct Format<BFLOAT16> {
@@ -58,7 +59,7 @@ template <> struct Format<BFLOAT16> {
         uint16_t h; std::memcpy(&h, p, 2);
         uint32_t u = uint32_t(h) << 16; float v; std::memcpy(&v, &u, 4); return v;
     }
-    static constexpr long step = 32;
+    static constexpr long step = 32, ahead = 8192;
 };
 
 template <> struct Format<INT8> {
@@ -78,7 +79,7 @@ template <> struct Format<INT8> {
 #endif
     }
     static inline float one(const char* p) { return float(*reinterpret_cast<const int8_t*>(p)); }
-    static constexpr long step = 16;
+    static constexpr long step = 16, ahead = 2048;
 };
 
 // e^x for each lane, to a relative 2e-7: x = n ln 2 + r, a polynomial in r (Cephes), and n into the exponent.
@@ -128,7 +129,8 @@ constexpr bool MANY_REGISTERS = false;
 template <Kind kind, int C>
 inline void ask_ahead(const char* at, long inputs, long i) {
     constexpr long bytes = C * Format<kind>::step;
-    const char* ahead = at + 2 * C * inputs * Format<kind>::step / LANES + i / LANES * bytes;
+    const long distance = C > 1 ? 2 * C * inputs * Format<kind>::step / LANES : Format<kind>::ahead;
+    const char* ahead = at + distance + i / LANES * bytes;
     for (long k = 0; k < bytes; k += 64) __builtin_prefetch(ahead + k, 0, 2);
 }
 
@@ -145,9 +147,9 @@ inline void few(const float* const* x, const void* w, const float* scales, long 
             for (int u = 0; u < U; ++u) sum[c][r][u] = floats{};
         }
     const char* block = Format<kind>::at(w, inputs, o, 0);
-    const long groups = (inputs + group - 1) / group;
+    const long groups = kind == INT8 ? (inputs + group - 1) / group : 1;
     for (long g = 0; g < groups; ++g) {
-        const long from = g * group, to = from + group < inputs ? from + group : inputs;
+        const long from = g * group, to = groups > 1 && from + group < inputs ? from + group : inputs;
         for (int c = 0; c < C; ++c) scale[c] = kind == INT8 ? scales[(o + c) * groups + g] : 1.0f;
         long i = from;
         auto step = [&](int u) {
@@ -162,7 +164,7 @@ inline void few(const float* const* x, const void* w, const float* scales, long 
             }
         };
         for (; i + U * LANES <= to; i += U * LANES) {
-            if (C > 1) ask_ahead<kind, C>(block, inputs, i);
+            for (int u = 0; u < (C > 1 ? 1 : U); ++u) ask_ahead<kind, C>(block, inputs, i + u * LANES);
             for (int u = 0; u < U; ++u) step(u);
         }
         for (; i + LANES <= to; i += LANES) step(0);
@@ -188,7 +190,7 @@ inline void many(const float* turned, const void* w, const float* scales, long g
     lanes sum[C];
     for (int c = 0; c < C; ++c) sum[c] = lanes{};
     const char* block = Format<kind>::at(w, inputs, o, 0);
-    const long groups = (inputs + group - 1) / group;
+    const long groups = kind == INT8 ? (inputs + group - 1) / group : 1;
     for (long i = 0; i < inputs; i += LANES) {
         const long here = inputs - i < LANES ? inputs - i : LANES;
         float wide[C][LANES];
@@ -227,32 +229,56 @@ inline void few_strip(const float* const* x, const void* w, const float* scales,
     for (; o < to; ++o) few<kind, R, 1, 1>(x, w, scales, group, inputs, o, y);
 }
 
+// Rows as [inputs, L], zero beyond `count`.
+template <int L>
+inline void turn_rows(const float* const* x, long count, long inputs, float* turned) {
+    for (long i = 0; i < inputs; ++i)
+        for (long r = 0; r < L; ++r) turned[i * L + r] = r < count ? x[r][i] : 0.0f;
+}
+
 template <Kind kind, int L>
-inline void many_strip(const float* const* x, long count, const void* w, const float* scales, long group,
-                       long inputs, long from, long to, float* const* y) {
-    static thread_local std::vector<float> turned;
-    turned.assign(inputs * L, 0.0f);
-    for (long r = 0; r < count; ++r)
-        for (long i = 0; i < inputs; ++i) turned[i * L + r] = x[r][i];
+inline void many_strip(const float* turned, long count, const void* w, const float* scales, long group, long inputs,
+                       long from, long to, float* const* y) {
     long o = from;
     constexpr int C = L == 8 || MANY_REGISTERS ? 8 : 6;
-    for (; o + C <= to; o += C) many<kind, L, C>(turned.data(), w, scales, group, inputs, o, count, y);
-    for (; o < to; ++o) many<kind, L, 1>(turned.data(), w, scales, group, inputs, o, count, y);
+    for (; o + C <= to; o += C) many<kind, L, C>(turned, w, scales, group, inputs, o, count, y);
+    for (; o < to; ++o) many<kind, L, 1>(turned, w, scales, group, inputs, o, count, y);
+}
+
+constexpr long NEAR = 256 << 10;  // bytes of weights that stay near while all rows meet them
+
+// Sixteen rows after the other, all over a block of outputs before the next.
+template <Kind kind>
+void many_rows(const float* const* x, long count, const void* w, const float* scales, long group, long inputs,
+               long from, long to, float* const* y, std::vector<float>& turned) {
+    const long sixteens = (count + 15) / 16, size = inputs * 16;
+    const long block = NEAR / (inputs * Format<kind>::step / LANES) / 48 * 48 + 48;
+    turned.resize(sixteens * size);
+    for (long n = 0; n < sixteens; ++n) {
+        const long here = count - 16 * n < 16 ? count - 16 * n : 16;
+        turn_rows<16>(x + 16 * n, here, inputs, turned.data() + n * size);
+    }
+    for (long o = from; o < to; o += block)
+        for (long n = 0; n < sixteens; ++n) {
+            const long here = count - 16 * n < 16 ? count - 16 * n : 16, end = o + block < to ? o + block : to;
+            many_strip<kind, 16>(turned.data() + n * size, here, w, scales, group, inputs, o, end, y + 16 * n);
+        }
 }
 
 template <Kind kind>
 void strip(const float* const* x, long count, const void* w, const float* scales, long group, long inputs,
            long from, long to, float* const* y) {
-    for (; count > 16; count -= 16, x += 16, y += 16)
-        many_strip<kind, 16>(x, 16, w, scales, group, inputs, from, to, y);
+    static thread_local std::vector<float> turned;
     switch (count) {
         case 1: return few_strip<kind, 1>(x, w, scales, group, inputs, from, to, y);
         case 2: return few_strip<kind, 2>(x, w, scales, group, inputs, from, to, y);
         case 3: return few_strip<kind, 3>(x, w, scales, group, inputs, from, to, y);
         case 4: return few_strip<kind, 4>(x, w, scales, group, inputs, from, to, y);
         case 5: case 6: case 7: case 8:
-            return many_strip<kind, 8>(x, count, w, scales, group, inputs, from, to, y);
-        default: return many_strip<kind, 16>(x, count, w, scales, group, inputs, from, to, y);
+            turned.resize(inputs * 8);
+            turn_rows<8>(x, count, inputs, turned.data());
+            return many_strip<kind, 8>(turned.data(), count, w, scales, group, inputs, from, to, y);
+        default: return many_rows<kind>(x, count, w, scales, group, inputs, from, to, y, turned);
     }
 }
 
