@@ -31,12 +31,12 @@ from harness import (
 from roofs import Machine
 from serving import EngineServing, TransformersServing
 from serving_llama_cpp import LlamaServing
-from shapes import MINI, NANO, fathom_config
+from shapes import MINI, NANO, WIDE, fathom_config
 
 from fathom.planning.parameters import count_parameters
 
-SHAPES = {"nano": NANO, "mini": MINI}
-OURS = ("fathom",)
+SHAPES = {"nano": NANO, "mini": MINI, "wide": WIDE}
+OURS = "fathom"
 STORED = ("fathom bfloat16", "fathom int8")
 BACK_ENDS = ("grouped_mm", "eager", "batched_mm")
 MOST_OF_THEIRS = 16 * 2048
@@ -48,8 +48,9 @@ def contenders(
 ) -> list[Contender]:
     """Ours in each storage, each back end of theirs, llama.cpp in each type asked for; the same weights."""
     threads, asked = options.threads, []
-    for name in (*OURS, *STORED):
-        storage = name.removeprefix("fathom").strip() or "float32"
+    stored = [f"{OURS} {kind}" for kind in _words(options.stored)]
+    for name in (OURS, *stored):
+        storage = name.removeprefix(OURS).strip() or "float32"
         asked.append((name, EngineServing, {"memory": options.memory, "weights": storage}))
     for experts in _words(options.back_ends):
         asked.append((experts, TransformersServing, {"experts": experts}))
@@ -61,7 +62,7 @@ def contenders(
     ]
     with tempfile.TemporaryDirectory() as folder:
         path = str(Path(folder) / "weights.pt")
-        next(c for c in found if c.name not in (*OURS, *STORED)).call("save", path)
+        found[0].call("save", path)
         for contender in found:
             contender.call("load", path)
     refuse_if_different(
@@ -77,13 +78,13 @@ CLOSE = 1e-3
 def refuse_if_different(exact: list[Contender]) -> None:
     """No comparison of speed where the greedy answers differ before the first choice that was close."""
     answers = {contender.name: contender.call("says", 3, 40, 12) for contender in exact}
-    ours, leads = answers[OURS[0]], exact[0].call("margins", 3, 40, 12)
+    ours, leads = answers[OURS], exact[0].call("margins", 3, 40, 12)
     for name, theirs in answers.items():
         for mine, other, lead in zip(ours, theirs, leads, strict=True):
             apart = [i for i in range(len(mine)) if mine[i] != other[i]]
             if apart and lead[apart[0]] > CLOSE:
                 raise SystemExit(
-                    f"{name} answers otherwise than {OURS[0]}, by {lead[apart[0]]:.4f} nats; no comparison"
+                    f"{name} answers otherwise than {OURS}, by {lead[apart[0]]:.4f} nats; no comparison"
                 )
             if apart:
                 print(
@@ -184,8 +185,8 @@ def common(shape: str, times: dict[str, Times]) -> dict[str, Any]:
         "shape": shape,
         "times": {name: t.summary() for name, t in times.items()},
         "best_of_theirs": best[0] if best else None,
-        "times_as_fast_as": {name: ratios(times[name], times[OURS[0]]) for name in others},
-        "stored": {n: ratios(times[OURS[0]], times[n]) for n in STORED if n in times},
+        "times_as_fast_as": {name: ratios(times[name], times[OURS]) for name in others},
+        "stored": {n: ratios(times[OURS], times[n]) for n in STORED if n in times},
     }
 
 
@@ -199,7 +200,7 @@ def report(results: list[dict[str, Any]]) -> str:
     """One row for each measurement."""
     names = list(results[0]["tokens_per_second"])
     headers = ["shape", "what", *(f"{n}, tokens/s" for n in names), "of read rate"]
-    against = [name for name in names if name not in (*OURS, *STORED)]
+    against = [name for name in names if name not in (OURS, *STORED)]
     headers += [f"times as fast as {name}" for name in against]
     headers += [f"{name}: times float32" for name in STORED]
     rows = []
@@ -208,7 +209,7 @@ def report(results: list[dict[str, Any]]) -> str:
         row += [
             f"{r['tokens_per_second'][n]:.1f}" if n in r["tokens_per_second"] else "" for n in names
         ]
-        row.append(f"{r['share_of_read_rate'][OURS[0]]:.0%}" if "bytes" in r else "")
+        row.append(f"{r['share_of_read_rate'][OURS]:.0%}" if "bytes" in r else "")
         row += [
             spread(r["times_as_fast_as"][n]) if n in r["times_as_fast_as"] else "" for n in against
         ]
@@ -225,6 +226,9 @@ def main() -> None:
     parser.add_argument("--batches", default="1,16")
     parser.add_argument("--contexts", default="128,2048,8192")
     parser.add_argument("--prompts", default="128,1024", help="lengths for prefill")
+    parser.add_argument(
+        "--stored", default="bfloat16,int8", help="ours in fewer bits beside float32"
+    )
     parser.add_argument("--back-ends", default="grouped_mm,eager,batched_mm")
     parser.add_argument(
         "--llama-cpp", default="", help="types to compare with, such as f32,q8_0,q4_0"

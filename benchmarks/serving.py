@@ -38,6 +38,9 @@ class EngineServing:
         settings = {"max_memory": self.memory, "max_requests": 64, "prefix_cache": False}
         self.engine = Engine(self.model, **settings)
 
+    def save(self, path: str) -> None:
+        torch.save(self.model.state_dict(), path)
+
     def fill(self, batch: int, context: int) -> None:
         """`batch` texts whose first `context` tokens are in the cache, one more behind them."""
         engine = self.engine

@@ -13,6 +13,7 @@ Shapes: R rows, V vocabulary.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -61,10 +62,15 @@ class Choice:
 
 def choose(logits_RV: Tensor, draws: Sequence[Draw]) -> Choice:
     """A token for each row. Raises `GenerationError` when a logit is not finite."""
-    if not bool(finite(logits_RV).all()):
+    if not all(finite(logits_RV)):
         raise GenerationError(
             "the model's logits are not finite; its weights are damaged or overflow in this dtype"
         )
+    return choose_of_finite(logits_RV, draws)
+
+
+def choose_of_finite(logits_RV: Tensor, draws: Sequence[Draw]) -> Choice:
+    """The same for rows that are known to be finite."""
     if logits_RV.shape[1] == 1:
         return Choice([0] * len(draws), [float("inf")] * len(draws))
     plain = all(draw.plainly_greedy for draw in draws)  # then float64 would say the same
@@ -73,9 +79,10 @@ def choose(logits_RV: Tensor, draws: Sequence[Draw]) -> Choice:
     return Choice(indices_R.tolist(), gaps.tolist())
 
 
-def finite(logits_RV: Tensor) -> Tensor:
-    """bool [R]: rows whose every number is finite; the extremes tell, and are the fastest to have."""
-    return logits_RV.amax(-1).isfinite() & logits_RV.amin(-1).isfinite()
+def finite(logits_RV: Tensor) -> list[bool]:
+    """Of each row whether every number is finite; the extremes tell, and are the fastest to have."""
+    extremes = torch.stack((logits_RV.amax(-1), logits_RV.amin(-1)), -1).tolist()
+    return [math.isfinite(high) and math.isfinite(low) for high, low in extremes]
 
 
 _CHUNK = 128

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from fathom.inference.choice import Choice, Logprob, choose, finite, logprobs_of
+from fathom.inference.choice import Choice, Logprob, choose_of_finite, finite, logprobs_of
 from fathom.inference.outputs import Delta
 from fathom.inference.request import Ended, Request, count_places
 from fathom.inference.scheduler import Share
@@ -48,13 +48,15 @@ def choices_of(
             requests.append(request)
     if not rows:
         return {}
-    wanted = torch.tensor(rows, device=read.hidden_ND.device)
-    logits_RV = model.lm_head(read.hidden_ND[wanted])
-    finite_R = finite(logits_RV)
-    sound = finite_R.tolist()
+    hidden_RD = read.hidden_ND
+    if len(rows) < len(hidden_RD):
+        hidden_RD = hidden_RD[torch.tensor(rows, device=hidden_RD.device)]
+    logits_RV = model.lm_head(hidden_RD)
+    sound = finite(logits_RV)
     if not all(sound):
-        logits_RV = logits_RV.where(finite_R[:, None], torch.zeros_like(logits_RV))
-    choice = choose(logits_RV, draws)
+        sound_R1 = torch.tensor(sound, device=logits_RV.device)[:, None]
+        logits_RV = logits_RV.where(sound_R1, torch.zeros_like(logits_RV))
+    choice = choose_of_finite(logits_RV, draws)
     found, at = {}, 0
     for request in requests:
         part = slice(at, at + len(request.drafts) + 1)

@@ -25,7 +25,7 @@ from typing import cast
 import torch
 from torch import Tensor
 
-from fathom.inference.choice import choose, finite
+from fathom.inference.choice import choose_of_finite, finite
 from fathom.inference.few import FewRows
 from fathom.inference.layout import Span, lay_out
 from fathom.inference.pages import Pages
@@ -202,10 +202,10 @@ class Drafter:
     def _add_drafts(self, requests: Sequence[Request], states_ND: Tensor) -> None:
         logits_NV = self.model.lm_head(states_ND)
         # A guess must never stop an answer: modules that overflow make a poor guess instead.
-        if not bool(finite(logits_NV).all()):
+        if not all(finite(logits_NV)):
             logits_NV = torch.where(logits_NV.isfinite(), logits_NV, torch.zeros_like(logits_NV))
         draws = [request.draw(len(request.drafts)) for request in requests]
-        for request, token in zip(requests, choose(logits_NV, draws).tokens, strict=True):
+        for request, token in zip(requests, choose_of_finite(logits_NV, draws).tokens, strict=True):
             request.drafts.append(token)
 
     def _wants(self, request: Request) -> bool:
