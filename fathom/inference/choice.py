@@ -170,7 +170,8 @@ def filtered(logits_RV: Tensor, wishes: Sequence[Sampling]) -> Tensor:
     highest_R1 = logits_RV.max(dim=-1, keepdim=True).values
     chances = torch.softmax((logits_RV - highest_R1) / heat_R1, dim=-1)
     if any(wish.min_p for wish in wishes):
-        least_R1 = torch.tensor([[wish.min_p] for wish in wishes], device=device)
+        smallest = [[wish.min_p] for wish in wishes]
+        least_R1 = torch.tensor(smallest, device=device, dtype=torch.float64)
         too_small = chances < least_R1 * chances.max(dim=-1, keepdim=True).values
         chances = chances.masked_fill(too_small, 0.0)
         chances = chances / chances.sum(-1, keepdim=True)

@@ -306,7 +306,12 @@ class Engine:
         depth = self.config.num_nextn_predict_layers
         if speculate is None:
             return depth
-        if speculate < 0 or (speculate and not depth):
+        whole = isinstance(speculate, int) and not isinstance(speculate, bool)
+        if not whole or speculate < 0:
+            raise GenerationError(
+                f"speculate={speculate!r} must be a whole number of drafts, 0 for none"
+            )
+        if speculate and not depth:
             raise GenerationError(
                 f"speculate={speculate} needs a model with MTP modules, this has {depth}; leave it out or use 0"
             )

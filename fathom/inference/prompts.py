@@ -41,17 +41,27 @@ def check_length(prompt: int, new: int | None, context: int) -> None:
 
 
 def _ids(prompt: Prompt, tokenizer: Tokenizer | None) -> list[int]:
+    listed = getattr(prompt, "tolist", None)  # of torch and numpy
+    if listed is not None:
+        prompt = listed()
+    if not isinstance(prompt, str | list | tuple):
+        raise _no_prompt(prompt)
     if not isinstance(prompt, str) and all(_is_id(part) for part in prompt):
         return list(prompt)  # type: ignore[arg-type]
+    messages = [dict(part) for part in prompt if isinstance(part, Mapping)]
+    if not isinstance(prompt, str) and len(messages) < len(prompt):
+        raise _no_prompt(prompt)
     if tokenizer is None:
         raise GenerationError("there is no tokenizer; give prompts as lists of token ids")
-    if isinstance(prompt, str):
-        return tokenizer.prompt_ids(prompt)
-    messages = [dict(part) for part in prompt if isinstance(part, Mapping)]
-    if len(messages) == len(prompt):
-        return chat_ids(tokenizer, messages)
-    raise GenerationError(
-        f"a prompt of {type(prompt).__name__} is none; give a text, a list of token ids, or a list of messages"
+    return (
+        tokenizer.prompt_ids(prompt) if isinstance(prompt, str) else chat_ids(tokenizer, messages)
+    )
+
+
+def _no_prompt(prompt: object) -> GenerationError:
+    inner = f" with {type(prompt[0]).__name__}" if isinstance(prompt, list | tuple) else ""
+    return GenerationError(
+        f"a prompt of {type(prompt).__name__}{inner} is none; give a text, a list of token ids, or a list of messages"
     )
 
 

@@ -125,12 +125,12 @@ constexpr bool MANY_REGISTERS = false;
 
 // Outputs are taken C at a time. Their rows of weights are neighbours in memory but read side by side, which the
 // processor does not foresee; so the block after the next is asked for here, in the order it lies in, while this one
-// is at work. `at`: this block; `i`: the inputs it has come to.
-template <Kind kind, int C>
+// is at work. `at`: this block; `i`: the inputs it has come to, of which it takes U sixteens now.
+template <Kind kind, int C, int U>
 inline void ask_ahead(const char* at, long inputs, long i) {
-    constexpr long bytes = C * Format<kind>::step;
+    constexpr long bytes = U * C * Format<kind>::step;
     const long distance = C > 1 ? 2 * C * inputs * Format<kind>::step / LANES : Format<kind>::ahead;
-    const char* ahead = at + distance + i / LANES * bytes;
+    const char* ahead = at + distance + i / LANES * C * Format<kind>::step;
     for (long k = 0; k < bytes; k += 64) __builtin_prefetch(ahead + k, 0, 2);
 }
 
@@ -164,7 +164,7 @@ inline void few(const float* const* x, const void* w, const float* scales, long 
             }
         };
         for (; i + U * LANES <= to; i += U * LANES) {
-            for (int u = 0; u < (C > 1 ? 1 : U); ++u) ask_ahead<kind, C>(block, inputs, i + u * LANES);
+            ask_ahead<kind, C, U>(block, inputs, i);
             for (int u = 0; u < U; ++u) step(u);
         }
         for (; i + LANES <= to; i += LANES) step(0);
@@ -181,6 +181,22 @@ inline void few(const float* const* x, const void* w, const float* scales, long 
         }
 }
 
+// One row and whole numbers in full groups of 64: each group is summed unscaled and scaled as one.
+inline float one_of_int8(const float* x, const char* w, const float* scales, long inputs) {
+    floats total = floats{};
+    for (long i = 0; i < inputs; i += 64) {
+        __builtin_prefetch(w + i + Format<INT8>::ahead, 0, 2);
+        floats weight[4], value[4];
+        for (int u = 0; u < 4; ++u) {
+            weight[u] = Format<INT8>::load(w + i + u * LANES);
+            std::memcpy(&value[u], x + i + u * LANES, 64);
+        }
+        const floats even = weight[0] * value[0] + weight[2] * value[2], odd = weight[1] * value[1] + weight[3] * value[3];
+        total += (even + odd) * scales[i / 64];
+    }
+    return sum_of(total);
+}
+
 // More rows: rows in the lanes, one weight at a time for all of them, no sum over lanes.
 // `turned` is x as [inputs, L], rows beyond `count` zero.
 template <Kind kind, int L, int C>
@@ -195,7 +211,7 @@ inline void many(const float* turned, const void* w, const float* scales, long g
         const long here = inputs - i < LANES ? inputs - i : LANES;
         float wide[C][LANES];
         const float* weight[C];
-        if (C > 1) ask_ahead<kind, C>(block, inputs, i);
+        if (C > 1) ask_ahead<kind, C, 1>(block, inputs, i);
         for (int c = 0; c < C; ++c) {
             const char* p = Format<kind>::at(w, inputs, o + c, i);
             if (kind == FLOAT32) { weight[c] = reinterpret_cast<const float*>(p); continue; }
@@ -225,6 +241,11 @@ inline void few_strip(const float* const* x, const void* w, const float* scales,
                       long from, long to, float* const* y) {
     constexpr int C = R > 1 && MANY_REGISTERS ? 4 : 1, U = C > 1 || R > 2 ? 1 : 4 / R;
     long o = from;
+    if (kind == INT8 && R == 1 && group == 64 && inputs % 64 == 0) {
+        for (; o < to; ++o)
+            y[0][o] = one_of_int8(x[0], Format<kind>::at(w, inputs, o, 0), scales + o * (inputs / 64), inputs);
+        return;
+    }
     for (; o + C <= to; o += C) few<kind, R, C, U>(x, w, scales, group, inputs, o, y);
     for (; o < to; ++o) few<kind, R, 1, 1>(x, w, scales, group, inputs, o, y);
 }
