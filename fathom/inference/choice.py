@@ -98,7 +98,7 @@ def best_two(scores_RV: Tensor) -> tuple[Tensor, Tensor]:
     if V % _CHUNK or V < 8 * _CHUNK or scores_RV.device.type != "cpu":
         best = scores_RV.topk(2, dim=-1)
         return best.values, best.indices[:, 0]
-    chunks = scores_RV.view(R, -1, _CHUNK)
+    chunks = scores_RV.view(R, V // _CHUNK, _CHUNK)
     tops = chunks.amax(-1).topk(2, dim=-1)
     place_R = tops.indices[:, 0]
     inner = chunks[torch.arange(R), place_R].topk(2, dim=-1)

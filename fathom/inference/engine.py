@@ -161,9 +161,6 @@ class Engine:
     def forget_prefixes(self) -> None:
         """Let no later text find what earlier ones left: for when the model's weights have changed."""
         self.pool.forget_all()
-        self.few = self._few_rows()  # they may stand elsewhere now
-        if self.drafter is not None:
-            self.drafter.few = self.few
 
     @property
     def busy(self) -> bool:
@@ -204,6 +201,7 @@ class Engine:
             request = share.request
             spans.append(Span(request.blocks, 0, request.computed, share.count))
             tokens += request.known[request.computed : request.computed + share.count]
+        self._look_at_weights()
         if self.few is not None and len(tokens) <= self.few.most:
             return Reading(*self.few.read(tokens, spans))
         context = lay_out(self.model, self.pages, self.pool.size, spans)
@@ -296,6 +294,14 @@ class Engine:
             self.abort(request)
 
     # --- making the engine -------------------------------------------------------------------------
+
+    def _look_at_weights(self) -> None:
+        """They may have moved, to another place or dtype, since the last step."""
+        if self.few is None or self.few.holds():
+            return
+        self.few = self._few_rows()
+        if self.drafter is not None:
+            self.drafter.few = self.few
 
     def _few_rows(self) -> FewRows | None:
         if not FewRows.suits(self.model):

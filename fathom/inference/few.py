@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Sequence
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -25,10 +25,14 @@ from fathom.kernels.few_rows import Weights
 from fathom.kernels.grouped import grouped_linear
 from fathom.kernels.linear import linear
 from fathom.model import Transformer
+from fathom.model.attention import Attention
 from fathom.model.block import Block
-from fathom.model.layers import LATENT_EPS, MLP, Linear
+from fathom.model.layers import LATENT_EPS, MLP, Linear, RMSNorm
 from fathom.model.moe import Experts, LocalDispatcher, MoE
-from fathom.model.mtp import MTPModule
+from fathom.model.mtp import MTPModule, SharedHead
+from fathom.model.router import Router
+from fathom.model.transformer import Decoder
+from fathom.precision.storage import PRODUCTS
 
 MOST_ROWS = 128
 """Rows up to which this is the faster way: 2.5 times at 24, 1.5 to 1 at 128 (docs/experiments/012)."""
@@ -38,12 +42,12 @@ MOST_STORED = 512
 
 
 class FewRows:
-    """The blocks of one model over one engine's pages; made again when weights have moved."""
+    """The blocks of one model over one engine's pages, for as long as `holds` is true."""
 
     def __init__(self, model: Transformer, pages: Pages, size: int) -> None:
         """For a model that `suits`; `size`: tokens of a block of the cache."""
         self.model, self.pages, self.size = model, pages, size
-        self._held: list[Tensor] = []  # what the structures point to
+        self._held: list[tuple[dict[str, Any], str, Tensor]] = []  # what the structures point to
         stored = model.lm_head.weight.dtype != torch.float32
         self.most = MOST_STORED if stored else MOST_ROWS
         self.shape = self._shape()
@@ -51,7 +55,8 @@ class FewRows:
         self.modules = {
             module: self._structures([cast(Block, module)]) for module in model.model.mtp
         }
-        huge_pages.collapse([*self._held, model.lm_head.weight])
+        self._dtype = model.compute_dtype
+        huge_pages.collapse([*(tensor for _, _, tensor in self._held), model.lm_head.weight])
 
     @staticmethod
     def suits(model: Transformer) -> bool:
@@ -62,6 +67,11 @@ class FewRows:
         if embedding.dtype != torch.float32 or model.compute_dtype not in (None, torch.float32):
             return False
         return all(_plain(name, module) for name, module in model.named_modules())
+
+    def holds(self) -> bool:
+        """Whether all tensors still stand where they stood: some microseconds a layer."""
+        same = all(owner[name].data_ptr() == held.data_ptr() for owner, name, held in self._held)
+        return same and self.model.compute_dtype == self._dtype
 
     def read(self, tokens: list[int], spans: Sequence[Span]) -> tuple[Tensor, Tensor]:
         """Hidden states before the head, and what MTP modules read, both [N, D]."""
@@ -83,6 +93,8 @@ class FewRows:
         places: Places = places_of(self.size, spans)
         table = self.model.rotary.first(max(places.positions) + 1, torch.device("cpu"))
         rotation = table.rows(torch.tensor(places.positions))
+        first = cast(Block, self.model.model.layers[0]).self_attn
+        self.shape.attention_scale, self.shape.interleave = first.scale, rotation.interleave
         texts, slots = texts_of(places.pieces), torch.tensor(places.slots)
         assert texts is not None
         return whole_blocks.read(self.shape, layers, h_ND, rotation, slots, texts)
@@ -102,8 +114,7 @@ class FewRows:
         found.kept_groups = config.topk_group if limited else 1
         found.softmax = config.scoring_func == "softmax"
         found.best_two, found.normed = config.topk_method == "noaux_tc", config.norm_topk_prob
-        found.interleave, found.group = self.model.rotary.interleave, few_rows.GROUP
-        found.routed_scale, found.attention_scale = config.routed_scaling_factor, layer.scale
+        found.routed_scale, found.group = config.routed_scaling_factor, few_rows.GROUP
         found.eps, found.latent_eps = config.rms_norm_eps, LATENT_EPS
         return found
 
@@ -112,16 +123,16 @@ class FewRows:
 
     def _structure(self, block: Block) -> whole_blocks.Layer:
         layer, found = block.self_attn, whole_blocks.Layer()
-        found.input_norm = self._at(block.input_layernorm.weight)
-        found.post_norm = self._at(block.post_attention_layernorm.weight)
-        found.latent_norm = self._at(layer.kv_a_layernorm.weight)
+        found.input_norm = self._at(block.input_layernorm)
+        found.post_norm = self._at(block.post_attention_layernorm)
+        found.latent_norm = self._at(layer.kv_a_layernorm)
         if layer.config.q_lora_rank is None:
             found.query_b = self._weights(layer.q_proj)
         else:
-            found.query_norm = self._at(layer.q_a_layernorm.weight)
+            found.query_norm = self._at(layer.q_a_layernorm)
             found.query_a, found.query_b = map(self._weights, (layer.q_a_proj, layer.q_b_proj))
         found.latent = self._weights(layer.kv_a_proj_with_mqa)
-        found.up_by_head = self._at(layer.kv_b_proj.weight)
+        found.up_by_head = self._at(layer.kv_b_proj)
         found.out = self._weights(layer.o_proj)
         found.cache = self.pages.layers[layer.layer].data_ptr()
         if isinstance(block.mlp, MLP):
@@ -137,42 +148,53 @@ class FewRows:
         found.width = mlp.gate_proj.weight.shape[0]
 
     def _mixture(self, found: whole_blocks.Layer, moe: MoE) -> None:
-        found.router = self._at(moe.gate.weight)
+        found.router = self._at(moe.gate)
         if moe.gate.e_score_correction_bias is not None:
-            found.bias = self._at(moe.gate.e_score_correction_bias)
+            found.bias = self._at(moe.gate, "e_score_correction_bias")
         experts = moe.experts
         first, second = experts.scales or (None, None)
-        found.gate_up = self._stored(experts.gate_up_proj, first)
-        found.routed_down = self._stored(experts.down_proj, second)
+        found.gate_up = self._stored(experts, "gate_up_proj", first)
+        found.routed_down = self._stored(experts, "down_proj", second)
         found.inner = experts.down_proj.shape[-1]
         if moe.config.n_shared_experts:
             self._gated(found, moe.shared_experts)
 
     def _weights(self, linear: Linear) -> Weights:
-        return self._stored(linear.weight, linear.scales)
+        return self._stored(linear, "weight", linear.scales)
 
-    def _stored(self, weight: Tensor, scales: Tensor | None) -> Weights:
-        self._held += [weight] if scales is None else [weight, scales]
-        return Weights.of(weight, scales)
+    def _stored(self, module: nn.Module, name: str, scales: Tensor | None) -> Weights:
+        self._at(module, name)
+        if scales is not None:
+            self._held.append(({name: scales}, name, scales))
+        return Weights.of(getattr(module, name), scales)
 
-    def _at(self, tensor: Tensor) -> int:
-        self._held.append(tensor)
-        return tensor.data_ptr()
+    def _at(self, module: nn.Module, name: str = "weight") -> int:
+        owner: dict[str, Any] = (
+            module._parameters if name in module._parameters else module._buffers
+        )
+        self._held.append((owner, name, owner[name].detach()))
+        return owner[name].data_ptr()
+
+
+_KNOWN = {
+    *(Transformer, Decoder, Block, MTPModule, SharedHead, Attention, RMSNorm, Linear, MLP),
+    *(MoE, Router, Experts, nn.ModuleList, nn.Embedding),
+}
+"""What C++ knows how to do; a class derived from one of them may do anything."""
 
 
 def _plain(name: str, module: nn.Module) -> bool:
-    """Whether C++ does what this module does."""
-    if isinstance(module, MoE):
-        wide = few_rows.readable(module.gate.weight) and module.gate.weight.dtype == torch.float32
-        return wide and type(module.dispatcher) is LocalDispatcher
-    if not isinstance(module, Linear | Experts):
-        return True
-    weights = (
-        (module.weight,) if isinstance(module, Linear) else (module.gate_up_proj, module.down_proj)
-    )
-    ours = module.matmul in (linear, grouped_linear) or module.scales is not None
-    wide = module.compute_dtype in (None, torch.float32)
-    if name.endswith("kv_b_proj") and weights[0].dtype != torch.float32:
+    """Whether C++ does what this module does, and reads its numbers where they stand."""
+    if type(module) not in _KNOWN or module._forward_hooks or module._forward_pre_hooks:
         return False
-    known = all(weight.dtype == torch.float32 or module.compute_dtype for weight in weights)
-    return ours and wide and known and all(map(few_rows.readable, weights))
+    numbers = [*module.parameters(recurse=False), *module.buffers(recurse=False)]
+    if isinstance(module, Linear | Experts):
+        narrow = module.compute_dtype is not None and not name.endswith("kv_b_proj")
+        ours = module.matmul in (linear, grouped_linear) or type(module.matmul) in PRODUCTS
+        wide = module.compute_dtype in (None, torch.float32)
+        kinds = all(narrow or number.dtype == torch.float32 for number in numbers)
+        return ours and wide and kinds and all(map(few_rows.readable, numbers))
+    if isinstance(module, RMSNorm | Router):
+        real = [number for number in numbers if number.is_floating_point()]  # not the counted load
+        return all(few_rows.readable(n) and n.dtype == torch.float32 for n in real)
+    return not isinstance(module, MoE) or type(module.dispatcher) is LocalDispatcher

@@ -40,7 +40,8 @@ def bytes_of_a_pass(config: ModelConfig, tokens: int, dtype: torch.dtype, rows: 
     heads = config.num_attention_heads * (2 * config.qk_head_dim + 2 * config.v_head_dim)
     experts = config.num_experts_per_tok * (3 * config.moe_intermediate_size + 2 * D)
     wide = max(3 * config.intermediate_size, experts)
-    activations = tokens * (6 * D + heads + wide) * dtype.itemsize
+    latent = config.num_attention_heads * (2 * config.kv_lora_rank + config.qk_rope_head_dim)
+    activations = tokens * (6 * D + heads + latent + wide) * dtype.itemsize
     longest = config.max_position_embeddings
     each = 2 * (config.qk_head_dim + config.v_head_dim) * config.num_attention_heads
     expanded = min(EXPANDED, longest * each) * dtype.itemsize

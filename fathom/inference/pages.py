@@ -248,7 +248,9 @@ class PagedPass:
     def _attended(self, query_MHX: Tensor, layer: int) -> Tensor:
         """The crowd at once, then every long piece over its runs: [M, H, X]; all in one call where we can."""
         if self.texts is not None:
-            return few_rows.attend(query_MHX, self.pages.layers[layer], self.texts)
+            cache_SX = self.pages.layers[layer]
+            out = few_rows.attend(query_MHX.to(cache_SX.dtype), cache_SX, self.texts)
+            return out.to(query_MHX.dtype)
         parts, at = [], 0
         if self.crowd is not None:
             at = len(self.crowd.kept)

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 TRIALS = 4
 """Passes by which either way is first measured."""
-AGAIN = 64
-"""After so many passes the way that was slower is measured again."""
+AGAIN, SELDOM = 64, 4096
+"""After so many passes the way that was slower is measured again; twice as many each time that it still is."""
 _FORGETTING = 0.8
 
 
@@ -40,6 +40,7 @@ class Payoff:
         self._rates: dict[tuple[int, bool], _Rate] = {}
         self._since: dict[int, int] = {}
         self._tried: dict[int, int] = {}
+        self._wait: dict[int, int] = {}
 
     def drafting(self, requests: int) -> bool:
         """Whether the next pass for so many requests should make drafts."""
@@ -47,19 +48,24 @@ class Payoff:
         for way in (True, False):
             if self._rate(size, way).passes < TRIALS:
                 return way
-        return self._better(size) != (self._since.get(size, 0) >= AGAIN)
+        return self._better(size) != (self._since.get(size, 0) >= self._wait.get(size, AGAIN))
 
     def record(self, requests: int, drafting: bool, seconds: float, tokens: int) -> None:
         """A pass that only decoded, and either checked drafts and made new ones or did neither."""
         size = requests.bit_length()
-        worse = drafting != self._better(size)
+        better = self._better(size)
         self._rate(size, drafting).add(seconds, tokens)
-        if not worse:
+        if self._better(size) != better:
+            self._since[size] = self._tried[size] = 0
+            self._wait[size] = AGAIN
+            return
+        if drafting == better:
             self._since[size] = self._since.get(size, 0) + 1
             return
         self._tried[size] = self._tried.get(size, 0) + 1
         if self._tried[size] >= TRIALS:
             self._since[size] = self._tried[size] = 0
+            self._wait[size] = min(2 * self._wait.get(size, AGAIN), SELDOM)
 
     def _better(self, size: int) -> bool:
         return self._rate(size, True).per_second >= self._rate(size, False).per_second

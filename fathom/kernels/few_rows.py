@@ -86,7 +86,7 @@ def product(x: Tensor, weight_OI: Tensor, scales_OG: Tensor | None = None) -> Te
     assert function is not None
     x_NI = x.reshape(-1, x.shape[-1]).contiguous()
     outputs, inputs = weight_OI.shape
-    out = torch.empty(x_NI.shape[0], outputs)
+    out = x_NI.new_empty(x_NI.shape[0], outputs)
     weights = Weights.of(weight_OI, scales_OG)
     function[0](
         ctypes.byref(weights),
@@ -113,7 +113,7 @@ def experts(
     x_ND, indices = x_ND.contiguous(), indices_NK.contiguous()
     weights = weights_NK.to(torch.float32).contiguous()
     E, D, inner = down_EDI.shape
-    out = torch.zeros(x_ND.shape)
+    out = torch.zeros_like(x_ND)
     first, second = scales or (None, None)
     gate_up, down = Weights.of(gate_up_EOD, first), Weights.of(down_EDI, second)
     function[1](

@@ -51,7 +51,8 @@ def prefer(tensor: Tensor) -> Tensor:
 def collapse(tensors: Iterable[Tensor]) -> None:
     """Move what tensors on the CPU hold into large pages where they are; about a second for each half GiB that moves.
 
-    Their addresses and contents stay. What lies beside them in the same 2 MiB comes along.
+    Their addresses and contents stay. What lies beside them in the same 2 MiB comes along. Processes that were forked
+    and shared them have copies of their own afterwards.
     """
     madvise = _madvise()
     held = [(t.data_ptr(), t.nbytes) for t in tensors if t.device.type == "cpu"]

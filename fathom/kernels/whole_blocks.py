@@ -84,7 +84,11 @@ def read(
     slots_N: where in the cache [slots, C + R] those go, int64.
     """
     function = _function()
-    assert function is not None and h_ND.is_contiguous()
+    assert function is not None
+    if h_ND.dtype != torch.float32 or h_ND.device.type != "cpu" or not h_ND.is_contiguous():
+        raise ValueError(
+            f"rows of {h_ND.dtype} on {h_ND.device} cannot be read; give contiguous float32 on the CPU"
+        )
     cos, sin = rotation.cos.contiguous(), rotation.sin.contiguous()
     places = (cos.data_ptr(), sin.data_ptr(), slots_N.data_ptr(), texts.structure())
     rows = _Pass(h_ND.shape[0], *places, h_ND.data_ptr())

@@ -72,6 +72,10 @@ class _Int8Experts:
         return kernels.grouped_linear(x_NI, widened(weight_EOI, scales), counts_E, dtype)
 
 
+PRODUCTS = (_Int8Linear, _Int8Experts)
+"""What stands in `matmul` of stored modules."""
+
+
 @torch.no_grad()
 def store_weights(model: Transformer, storage: Storage | str) -> Transformer:
     """Store the weights of a float32 model on a CPU otherwise, in place and for good; the model.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -14,6 +15,7 @@ from fathom.inference import Engine, Sampling, generate
 from fathom.inference.few import FewRows
 from fathom.inference.layout import Span, lay_out
 from fathom.kernels.native import library
+from fathom.model.layers import RMSNorm
 from fathom.precision.storage import store_weights
 from tests.model.tiny import random_fields, tiny_model
 
@@ -100,24 +102,93 @@ def test_an_engine_says_the_same_with_it(block_size: int) -> None:
     assert next(engine.generate([[1, 2, 3]], wish)).token_ids == expected
 
 
-def test_weights_that_moved_are_found_again() -> None:
+def moved(model: fathom.Transformer, other: fathom.Transformer, way: str) -> None:
+    """The weights of `other` come into `model`."""
+    if way == "assigned":
+        model.load_state_dict(other.state_dict(), assign=True)
+    for mine, theirs in zip(model.parameters(), other.parameters(), strict=True):
+        if way == "replaced":
+            mine.data = theirs.data.clone()
+        elif way == "copied":
+            mine.data.copy_(theirs.data)
+
+
+@pytest.mark.parametrize("way", ["assigned", "replaced", "copied"])
+def test_weights_that_moved_are_found_again(way: str) -> None:
     model, other = (tiny_model(num_nextn_predict_layers=1).eval() for _ in range(2))
-    for parameter in other.parameters():
-        torch.nn.init.normal_(parameter, std=0.3)
+    with torch.no_grad():
+        for parameter in other.parameters():
+            parameter.add_(torch.randn_like(parameter) * 0.3)
     engine, wish = Engine(model), Sampling(0.0, max_new_tokens=12, ignore_eos=True)
     first = next(engine.generate([[1, 2, 3]], wish)).token_ids
-    model.load_state_dict(other.state_dict(), assign=True)
+    moved(model, other, way)
     engine.forget_prefixes()
     second = next(engine.generate([[1, 2, 3]], wish)).token_ids
     assert second == generate(other, [1, 2, 3], 12) and second != first
+    assert engine.few is not None
 
 
-def test_what_it_suits() -> None:
+def test_a_model_that_no_longer_suits_is_read_by_itself() -> None:
+    model = tiny_model(num_nextn_predict_layers=1).eval()
+    engine, wish = Engine(model), Sampling(0.0, max_new_tokens=12, ignore_eos=True)
+    assert len(next(engine.generate([[1, 2, 3]], wish)).token_ids) == 12
+    model.set_compute_dtype(torch.bfloat16)
+    assert len(next(engine.generate([[1, 2, 3]], wish)).token_ids) == 12
+    assert engine.few is None
+
+
+def replace_product(model: fathom.Transformer) -> None:
+    model.lm_head.matmul = lambda x, weight, dtype: x @ weight.T
+
+
+def derive(model: fathom.Transformer) -> None:
+    class Doubled(RMSNorm):
+        def forward(self, x: Tensor) -> Tensor:
+            return 2 * super().forward(x)
+
+    model.model.layers[0].input_layernorm.__class__ = Doubled
+
+
+def hook(model: fathom.Transformer) -> None:
+    model.model.layers[0].register_forward_hook(lambda module, given, made: made)
+
+
+def narrow_norms(model: fathom.Transformer) -> None:
+    model.model.layers[0].input_layernorm.bfloat16()
+
+
+def expand_norm(model: fathom.Transformer) -> None:
+    norm = model.model.layers[0].input_layernorm
+    norm.weight.data = torch.ones(1).expand(len(norm.weight))
+
+
+CHANGES = [replace_product, derive, hook, narrow_norms, expand_norm, fathom.Transformer.bfloat16]
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_what_it_suits(change: Callable[[fathom.Transformer], Any]) -> None:
     model = tiny_model().eval()
     assert FewRows.suits(model)
-    assert not FewRows.suits(tiny_model().eval().bfloat16())
-    model.set_compute_dtype(torch.bfloat16)
+    change(model)
     assert not FewRows.suits(model)
-    replaced = tiny_model().eval()
-    replaced.lm_head.matmul = lambda x, weight, dtype: x @ weight.T
-    assert not FewRows.suits(replaced)
+
+
+def test_an_expert_that_is_no_number_shows() -> None:
+    """A router row of NaN: torch's `topk` takes it before all others, and so does C++."""
+    model = tiny_model(num_nextn_predict_layers=0).eval()
+    with torch.no_grad():
+        model.model.layers[-1].mlp.gate.weight[3] = float("nan")
+    engine = Engine(model)
+    output = next(engine.generate([[1, 2, 3]], Sampling(0.0, max_new_tokens=4)))
+    assert output.finish_reason == "error"
+
+
+def test_other_defaults_of_torch_change_nothing() -> None:
+    model = tiny_model(num_nextn_predict_layers=1).eval()
+    wish = Sampling(0.0, max_new_tokens=8, ignore_eos=True)
+    expected = next(Engine(model).generate([[1, 2, 3]], wish)).token_ids
+    torch.set_default_dtype(torch.float64)
+    try:
+        assert next(Engine(model).generate([[1, 2, 3]], wish)).token_ids == expected
+    finally:
+        torch.set_default_dtype(torch.float32)

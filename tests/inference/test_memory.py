@@ -59,7 +59,7 @@ def test_a_pass_takes_no_more_than_was_reckoned(tokens: int, wish: Sampling) -> 
     rows = 8 * 2
     reckoned = bytes_of_a_pass(model.config, tokens + rows, torch.float32, rows)
     taken = live(lambda: list(engine.generate(prompts, wish))).peak
-    assert reckoned / 30 < taken <= reckoned
+    assert reckoned / 40 < taken <= reckoned
 
 
 def test_no_more_is_expanded_than_fits(monkeypatch: pytest.MonkeyPatch) -> None:

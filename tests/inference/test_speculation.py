@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from dataclasses import replace
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -151,12 +152,15 @@ def test_drafts_are_what_the_modules_of_the_model_say(depth: int, changes: dict[
 def test_drafting_stops_where_it_does_not_pay_and_is_tried_again() -> None:
     payoff = Payoff()
     ways = []
-    for _ in range(3 * AGAIN):
+    for _ in range(8 * AGAIN):
         drafting = payoff.drafting(1)
         ways.append(drafting)
         payoff.record(1, drafting, 3.0 if drafting else 1.0, 2 if drafting else 1)
     assert ways[:TRIALS] == [True] * TRIALS and ways[TRIALS : 2 * TRIALS] == [False] * TRIALS
-    assert TRIALS < sum(ways[2 * TRIALS :]) <= 3 * TRIALS
+    tried = [k for k in range(2 * TRIALS, len(ways)) if ways[k] and not ways[k - 1]]
+    gaps = [b - a - TRIALS for a, b in pairwise(tried)]
+    assert gaps == [2 * AGAIN, 4 * AGAIN][: len(gaps)] and len(gaps) >= 1  # ever more seldom
+    assert sum(ways[2 * TRIALS :]) == TRIALS * len(tried)
     payoff = Payoff()
     for _ in range(50):
         drafting = payoff.drafting(1)

@@ -41,16 +41,17 @@ inline void add_weighted(const float* keys, long width, long kept, long here, co
 
 // Scores of one tile become weights relative to the highest score so far; `sums` follow when it rises.
 inline void weigh(float* s, long seen, float& highest, float& total, float* sums, long kept) {
+    if (seen <= 0) { std::memset(s, 0, sizeof(float) * TILE); return; }
     float top = highest;
-    for (long j = seen < 0 ? 0 : seen; j < TILE; ++j) s[j] = -INFINITY;
+    for (long j = seen; j < TILE; ++j) s[j] = -INFINITY;
     for (long j = 0; j < seen; ++j) top = s[j] > top ? s[j] : top;
-    if (top == -INFINITY) { std::memset(s, 0, sizeof(float) * TILE); return; }
     floats sum = floats{};
     for (long j = 0; j < TILE; j += LANES) {
         floats v; std::memcpy(&v, s + j, 64);
         const floats shifted = v - top;
         floats p = exp_of(shifted);
         p = shifted < -87.0f ? floats{} : p;
+        p = shifted == shifted ? p : shifted;  // what is no number stays none, and shows
         sum += p;
         std::memcpy(s + j, &p, 64);
     }

@@ -113,6 +113,9 @@ inline void absorb(const float* const* q, const float* w, long nope, long rank, 
     }
 }
 
+// Whether a is to be taken before b; what is no number comes first, as in torch, and shows in the result.
+inline bool before(float a, float b) { return a > b || (a != a && b == b); }
+
 // The K experts of one token and their weights (eqs 13-16); `affinity` [E] holds the router's logits and becomes
 // the affinities.
 inline void choose(const Shape& s, const float* bias, float* affinity, int64_t* chosen, float* weights) {
@@ -133,8 +136,8 @@ inline void choose(const Shape& s, const float* bias, float* affinity, int64_t* 
         for (long g = 0; g < s.groups; ++g) {
             float first = -INFINITY, second = -INFINITY;
             for (long e = g * each; e < (g + 1) * each; ++e) {
-                if (score[e] > first) { second = first; first = score[e]; }
-                else if (score[e] > second) second = score[e];
+                if (before(score[e], first)) { second = first; first = score[e]; }
+                else if (before(score[e], second)) second = score[e];
             }
             group_score[g] = s.best_two ? first + second : first;
         }
@@ -142,7 +145,7 @@ inline void choose(const Shape& s, const float* bias, float* affinity, int64_t* 
         for (long k = 0; k < s.kept_groups; ++k) {
             long best = -1;
             for (long g = 0; g < s.groups; ++g)
-                if (!kept[g] && (best < 0 || group_score[g] > group_score[best])) best = g;
+                if (!kept[g] && (best < 0 || before(group_score[g], group_score[best]))) best = g;
             kept[best] = 1;
         }
         for (long e = 0; e < E; ++e)
@@ -152,7 +155,7 @@ inline void choose(const Shape& s, const float* bias, float* affinity, int64_t* 
     for (long k = 0; k < s.choices; ++k) {
         long best = -1;
         for (long e = 0; e < E; ++e)
-            if (!taken[e] && (best < 0 || score[e] > score[best])) best = e;
+            if (!taken[e] && (best < 0 || before(score[e], score[best]))) best = e;
         taken[best] = 1;
         chosen[k] = best;
         weights[k] = affinity[best];

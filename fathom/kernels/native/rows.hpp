@@ -109,10 +109,13 @@ inline floats exp_of(floats x) {
 inline float sum_of(floats v) {
     typedef float half __attribute__((vector_size(32)));
     typedef float quarter __attribute__((vector_size(16)));
-    half a = __builtin_shufflevector(v, v, 0, 1, 2, 3, 4, 5, 6, 7);
-    half b = __builtin_shufflevector(v, v, 8, 9, 10, 11, 12, 13, 14, 15);
+    half a, b;
+    std::memcpy(&a, &v, 32);
+    std::memcpy(&b, reinterpret_cast<const char*>(&v) + 32, 32);
     a += b;
-    quarter c = __builtin_shufflevector(a, a, 0, 1, 2, 3), d = __builtin_shufflevector(a, a, 4, 5, 6, 7);
+    quarter c, d;
+    std::memcpy(&c, &a, 16);
+    std::memcpy(&d, reinterpret_cast<const char*>(&a) + 16, 16);
     c += d;
     return (c[0] + c[2]) + (c[1] + c[3]);
 }
@@ -267,6 +270,7 @@ inline void many_strip(const float* turned, long count, const void* w, const flo
 }
 
 constexpr long NEAR = 256 << 10;  // bytes of weights that stay near while all rows meet them
+constexpr long TOGETHER = 64;     // rows that are turned at a time
 
 // Sixteen rows after the other, all over a block of outputs before the next.
 template <Kind kind>
@@ -274,22 +278,21 @@ void many_rows(const float* const* x, long count, const void* w, const float* sc
                long from, long to, float* const* y, std::vector<float>& turned) {
     const long sixteens = (count + 15) / 16, size = inputs * 16;
     const long block = NEAR / (inputs * Format<kind>::step / LANES) / 48 * 48 + 48;
+    auto rows_of = [&](long n) { return count - 16 * n < 16 ? count - 16 * n : 16; };
     turned.resize(sixteens * size);
-    for (long n = 0; n < sixteens; ++n) {
-        const long here = count - 16 * n < 16 ? count - 16 * n : 16;
-        turn_rows<16>(x + 16 * n, here, inputs, turned.data() + n * size);
-    }
+    for (long n = 0; n < sixteens; ++n) turn_rows<16>(x + 16 * n, rows_of(n), inputs, turned.data() + n * size);
     for (long o = from; o < to; o += block)
-        for (long n = 0; n < sixteens; ++n) {
-            const long here = count - 16 * n < 16 ? count - 16 * n : 16, end = o + block < to ? o + block : to;
-            many_strip<kind, 16>(turned.data() + n * size, here, w, scales, group, inputs, o, end, y + 16 * n);
-        }
+        for (long n = 0; n < sixteens; ++n)
+            many_strip<kind, 16>(turned.data() + n * size, rows_of(n), w, scales, group, inputs, o,
+                                 o + block < to ? o + block : to, y + 16 * n);
 }
 
 template <Kind kind>
 void strip(const float* const* x, long count, const void* w, const float* scales, long group, long inputs,
            long from, long to, float* const* y) {
     static thread_local std::vector<float> turned;
+    for (; count > TOGETHER; count -= TOGETHER, x += TOGETHER, y += TOGETHER)
+        many_rows<kind>(x, TOGETHER, w, scales, group, inputs, from, to, y, turned);
     switch (count) {
         case 1: return few_strip<kind, 1>(x, w, scales, group, inputs, from, to, y);
         case 2: return few_strip<kind, 2>(x, w, scales, group, inputs, from, to, y);
