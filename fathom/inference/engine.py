@@ -250,7 +250,8 @@ class Engine:
         speaking = [f.request for f in going if f.request.decoding]
         drafting = self.payoff is None or self.payoff.drafting(len(speaking))
         if not drafting:
-            going = [f for f in going if not f.request.decoding]
+            wanted = self.payoff is None or not self.payoff.hopeless(len(self.scheduler.running))
+            going = [f for f in going if wanted and not f.request.decoding]
         for request in speaking if drafting else ():
             self.scheduler.reserve(request, len(request.ids) + self.speculate)
         if going:

@@ -8,6 +8,8 @@ TRIALS = 4
 """Passes by which either way is first measured."""
 AGAIN, SELDOM = 64, 4096
 """After so many passes the way that was slower is measured again; twice as many each time that it still is."""
+HOPELESS = 0.9
+"""Share of the plain speed below which prompts are no longer followed."""
 _FORGETTING = 0.8
 
 
@@ -49,6 +51,12 @@ class Payoff:
             if self._rate(size, way).passes < TRIALS:
                 return way
         return self._better(size) != (self._since.get(size, 0) >= self._wait.get(size, AGAIN))
+
+    def hopeless(self, requests: int) -> bool:
+        """Whether drafts were slower by so much that following prompts for them is not worth its time either."""
+        drafted, plain = (self._rate(requests.bit_length(), way) for way in (True, False))
+        known = min(drafted.passes, plain.passes) >= TRIALS
+        return known and drafted.per_second < HOPELESS * plain.per_second
 
     def record(self, requests: int, drafting: bool, seconds: float, tokens: int) -> None:
         """A pass that only decoded, and either checked drafts and made new ones or did neither."""

@@ -161,12 +161,14 @@ def test_drafting_stops_where_it_does_not_pay_and_is_tried_again() -> None:
     gaps = [b - a - TRIALS for a, b in pairwise(tried)]
     assert gaps == [2 * AGAIN, 4 * AGAIN][: len(gaps)] and len(gaps) >= 1  # ever more seldom
     assert sum(ways[2 * TRIALS :]) == TRIALS * len(tried)
+    assert payoff.hopeless(1)  # at 2 tokens in 3 s for 1 in 1 s
     payoff = Payoff()
     for _ in range(50):
         drafting = payoff.drafting(1)
         payoff.record(1, drafting, 1.2 if drafting else 1.0, 2 if drafting else 1)
     assert payoff.drafting(1)
     assert payoff.drafting(8)  # another size is measured for itself
+    assert not payoff.hopeless(1) and not payoff.hopeless(8)
 
 
 def test_answers_do_not_depend_on_when_drafting_is_switched(
