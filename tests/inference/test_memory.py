@@ -7,6 +7,7 @@ import torch
 
 from fathom.errors import GenerationError
 from fathom.inference import Engine, Sampling, pages
+from fathom.inference.few import MOST_ROWS
 from fathom.inference.memory import bytes_of, bytes_of_a_pass
 from tests.live_memory import live
 from tests.model.tiny import tiny_model
@@ -59,7 +60,8 @@ def test_a_pass_takes_no_more_than_was_reckoned(tokens: int, wish: Sampling) -> 
     rows = 8 * 2
     reckoned = bytes_of_a_pass(model.config, tokens + rows, torch.float32, rows)
     taken = live(lambda: list(engine.generate(prompts, wish))).peak
-    assert reckoned / 40 < taken <= reckoned
+    seldom = 15 if tokens > MOST_ROWS else 80  # the dispatcher does not see what C++ holds
+    assert reckoned / seldom < taken <= reckoned
 
 
 def test_no_more_is_expanded_than_fits(monkeypatch: pytest.MonkeyPatch) -> None:
