@@ -246,10 +246,12 @@ class PagedPass:
             out[0, self.rows_M] = values
 
     def _attended(self, query_MHX: Tensor, layer: int) -> Tensor:
-        """The crowd at once, then every long piece over its runs: [M, H, X]; all in one call where we can."""
+        """The crowd at once, then every long piece over its runs: [M, H, C or X]; all in one call where we can."""
         if self.texts is not None:
             cache_SX = self.pages.layers[layer]
-            out = few_rows.attend(query_MHX.to(cache_SX.dtype), cache_SX, self.texts)
+            out = few_rows.attend(
+                query_MHX.to(cache_SX.dtype), cache_SX, self.texts, self.pages.config.kv_lora_rank
+            )
             return out.to(query_MHX.dtype)
         parts, at = [], 0
         if self.crowd is not None:

@@ -131,7 +131,7 @@ def experts(
     return out
 
 
-class _Texts(ctypes.Structure):
+class TextsStructure(ctypes.Structure):
     _fields_ = (
         ("count", LONG),
         *((name, POINTER) for name in ("rows_at", "runs_at", "starts", "ends")),
@@ -150,10 +150,10 @@ class Texts:
     starts: Tensor
     ends: Tensor
 
-    def structure(self) -> _Texts:
+    def structure(self) -> TextsStructure:
         """As C++ reads it; `self` must outlive it."""
         parts = (self.rows_at, self.runs_at, self.starts, self.ends)
-        return _Texts(len(self.rows_at) - 1, *(part.data_ptr() for part in parts))
+        return TextsStructure(len(self.rows_at) - 1, *(part.data_ptr() for part in parts))
 
 
 def can_attend(query_MHX: Tensor, cache_SX: Tensor) -> bool:

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fathom.kernels.few_rows import INT, LONG, POINTER, Texts, Weights, _Texts
+from fathom.kernels.few_rows import INT, LONG, POINTER, Texts, TextsStructure, Weights
 from fathom.kernels.native import library
 from fathom.kernels.rotary import Rotation
 
@@ -50,7 +50,7 @@ class _Pass(ctypes.Structure):
     _fields_ = (
         ("rows", LONG),
         *((name, POINTER) for name in ("cos", "sin", "slots")),
-        ("texts", _Texts),
+        ("texts", TextsStructure),
         ("h", POINTER),
     )
 
