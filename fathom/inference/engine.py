@@ -100,7 +100,8 @@ class Engine:
             if self.speculate
             else None
         )
-        self.payoff = None if always_speculate else Payoff()
+        promising = model.lm_head.weight.device.type != "cpu"  # there a second row costs little
+        self.payoff = None if always_speculate else Payoff(self.speculate, promising)
         self.counts = Counts()
         self.maker = RequestMaker(self.config, tokenizer, blocks * block_size)
 
@@ -248,24 +249,24 @@ class Engine:
             return
         going = [f for f in fresh if f.request.ended is None]
         speaking = [f.request for f in going if f.request.decoding]
-        drafting = self.payoff is None or self.payoff.drafting(len(speaking))
+        alone, payoff = all(share.decoding for share in shares), self.payoff
+        drafting = payoff is None or payoff.drafting(len(speaking), alone)
         if not drafting:
-            wanted = self.payoff is None or not self.payoff.hopeless(len(self.scheduler.running))
-            going = [f for f in going if wanted and not f.request.decoding]
+            follow = payoff is None or payoff.following(len(self.scheduler.running))
+            going = [f for f in going if follow and not f.request.decoding]
         for request in speaking if drafting else ():
             self.scheduler.reserve(request, len(request.ids) + self.speculate)
+        before = time.perf_counter()
         if going:
             self.drafter.follow(going, set(speaking) if drafting else set())
-        self._measure(shares, deltas, drafting, time.perf_counter() - started)
-
-    def _measure(
-        self, shares: Sequence[Share], deltas: list[Delta], drafting: bool, seconds: float
-    ) -> None:
-        """Let the payoff know of a pass that only decoded, all its requests in the same way."""
-        ways = {bool(share.checked) for share in shares}
-        if self.payoff is not None and ways == {drafting} and all(s.decoding for s in shares):
+        if payoff is None:
+            return
+        now = time.perf_counter()
+        if alone and {bool(share.checked) for share in shares} == {drafting}:
             tokens = sum(len(delta.token_ids) for delta in deltas)
-            self.payoff.record(len(shares), drafting, seconds, tokens)
+            payoff.record(len(shares), drafting, now - started, tokens)
+        else:
+            payoff.spend(now - started, now - before)
 
     def _follow_admissions(self, shares: Sequence[Share]) -> None:
         """Requests that were just let in begin a trail; those that were put back lose theirs."""

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import accumulate
+from itertools import accumulate, chain
 
 import torch
 from torch import Tensor
@@ -168,10 +168,12 @@ def texts_of(pieces: Sequence[Piece]) -> few_rows.Texts | None:
     if not pieces:
         return None
     runs = [run for piece in pieces for run in piece.runs]
-    starts, ends = torch.tensor(runs).T.contiguous()
+    starts, ends = zip(*runs, strict=True)
     rows_at = [0, *accumulate(piece.queries for piece in pieces)]
     runs_at = [0, *accumulate(len(piece.runs) for piece in pieces)]
-    return few_rows.Texts(torch.tensor(rows_at), torch.tensor(runs_at), starts, ends)
+    lists = (rows_at, runs_at, starts, ends)
+    joined = torch.tensor([*chain(*lists)])  # one tensor takes a quarter of the time of four
+    return few_rows.Texts(*joined.split([len(each) for each in lists]))
 
 
 class PagedPass:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import random
 from dataclasses import replace
-from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -13,7 +12,7 @@ import torch
 import fathom
 from fathom.inference import Engine, Sampling
 from fathom.inference.choice import CLOSE, Draw, probabilities
-from fathom.inference.payoff import AGAIN, TRIALS, Payoff
+from fathom.inference.payoff import AGAIN, BUDGET, TRIALS, Payoff
 from tests.inference.chi_square import fits
 from tests.model.tiny import tiny_model
 
@@ -149,26 +148,54 @@ def test_drafts_are_what_the_modules_of_the_model_say(depth: int, changes: dict[
     assert checked > 20
 
 
-def test_drafting_stops_where_it_does_not_pay_and_is_tried_again() -> None:
-    payoff = Payoff()
+def drive(payoff: Payoff, passes: int, slower: float, requests: int = 1) -> list[bool]:
+    """Passes that take a second for a token, or `slower` seconds for two with drafts: which drafted."""
     ways = []
-    for _ in range(8 * AGAIN):
-        drafting = payoff.drafting(1)
-        ways.append(drafting)
-        payoff.record(1, drafting, 3.0 if drafting else 1.0, 2 if drafting else 1)
-    assert ways[:TRIALS] == [True] * TRIALS and ways[TRIALS : 2 * TRIALS] == [False] * TRIALS
-    tried = [k for k in range(2 * TRIALS, len(ways)) if ways[k] and not ways[k - 1]]
-    gaps = [b - a - TRIALS for a, b in pairwise(tried)]
-    assert gaps == [2 * AGAIN, 4 * AGAIN][: len(gaps)] and len(gaps) >= 1  # ever more seldom
-    assert sum(ways[2 * TRIALS :]) == TRIALS * len(tried)
-    assert payoff.hopeless(1)  # at 2 tokens in 3 s for 1 in 1 s
-    payoff = Payoff()
-    for _ in range(50):
-        drafting = payoff.drafting(1)
-        payoff.record(1, drafting, 1.2 if drafting else 1.0, 2 if drafting else 1)
-    assert payoff.drafting(1)
-    assert payoff.drafting(8)  # another size is measured for itself
-    assert not payoff.hopeless(1) and not payoff.hopeless(8)
+    for _ in range(passes):
+        ways.append(payoff.drafting(requests))
+        seconds, tokens = (slower, 2) if ways[-1] else (1.0, 1)
+        payoff.record(requests, ways[-1], seconds, tokens)
+    return ways
+
+
+@pytest.mark.parametrize("first", [False, True])
+def test_drafting_stops_where_it_does_not_pay_and_is_tried_ever_more_seldom(first: bool) -> None:
+    payoff = Payoff(1, drafts_first=first)
+    ways = drive(payoff, 8000, slower=3.0)
+    assert ways[:TRIALS] == [first] * TRIALS
+    start = TRIALS if first else 0
+    for end in range(100, 8000, 100):  # a second lost in each, at most a pass too many
+        assert sum(ways[start:end]) <= BUDGET * end + 1
+    quarters = [sum(ways[k : k + 2000]) for k in range(start, 8000, 2000)]
+    assert quarters[0] > quarters[1] >= quarters[2] >= quarters[3] and sum(quarters[1:]) > 0
+    assert not payoff.following(1)
+
+
+@pytest.mark.parametrize("first", [False, True])
+def test_drafting_goes_on_where_it_pays(first: bool) -> None:
+    payoff = Payoff(2, drafts_first=first)
+    ways = drive(payoff, 400, slower=1.2)
+    if not first:  # it begins when two passes are a hundredth of all
+        assert 200 <= ways.index(True) < 200 + TRIALS
+    assert all(ways[-AGAIN // 2 :]) and payoff.following(1)
+    assert payoff.drafting(1, alone=False)
+    assert payoff.drafting(8) == first  # another size is measured for itself
+
+
+def test_a_change_of_what_pays_is_noticed() -> None:
+    payoff = Payoff(1, drafts_first=False)
+    assert sum(drive(payoff, 1000, slower=3.0)) < 40
+    assert all(drive(payoff, 4000, slower=1.0)[-100:])
+    assert not any(drive(payoff, 6000, slower=4.0)[-10:])
+
+
+def test_reading_prompts_for_drafts_is_paid_from_what_drafts_gain() -> None:
+    payoff = Payoff(1, drafts_first=False)
+    drive(payoff, 400, slower=1.9)  # a gain of a twentieth
+    assert payoff.following(1)
+    for _ in range(10):
+        payoff.spend(50.0, on_drafts=10.0)  # long prompts, short answers
+    assert payoff.drafting(1) and not payoff.following(1)
 
 
 def test_answers_do_not_depend_on_when_drafting_is_switched(
@@ -180,6 +207,6 @@ def test_answers_do_not_depend_on_when_drafting_is_switched(
     plain = list(Engine(model, speculate=0).generate(prompts, wishes))
     engine = Engine(model, speculate=3, max_requests=3)
     assert engine.payoff is not None
-    monkeypatch.setattr(engine.payoff, "drafting", lambda requests: rng.random() < 0.5)
+    monkeypatch.setattr(engine.payoff, "drafting", lambda *_: rng.random() < 0.5)
     for a, b in zip(plain, engine.generate(prompts, wishes), strict=True):
         assert a.token_ids == b.token_ids or a.usage.close_calls + b.usage.close_calls
