@@ -7,6 +7,7 @@ sides say the same is checked apart, on short real prompts.
 
 from __future__ import annotations
 
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -22,12 +23,16 @@ class EngineServing:
     """Ours: the engine, with pages, scheduler, sampling and all."""
 
     def __init__(self, fields: dict[str, Any], memory: str, weights: str = "float32") -> None:
+        self.fields, self.memory, self.weights = fields, memory, weights
+        self.requests: list[Any] = []
+
+    @cached_property
+    def model(self) -> Any:
+        """Made when first asked for: one contender after the other, since all at once may not fit."""
         import fathom
 
         torch.manual_seed(0)
-        self.fields, self.memory, self.weights = fields, memory, weights
-        self.model = fathom.Transformer(fathom_config(fields)).eval()
-        self.requests: list[Any] = []
+        return fathom.Transformer(fathom_config(self.fields)).eval()
 
     def load(self, path: str) -> None:
         from fathom.inference import Engine

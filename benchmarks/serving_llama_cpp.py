@@ -24,11 +24,7 @@ class LlamaServing:
     """One model in llama.cpp, sequences 0 .. batch - 1."""
 
     def __init__(self, fields: dict[str, Any], kind: str, threads: int) -> None:
-        import fathom
-
-        torch.manual_seed(0)
         self.fields, self.kind, self.threads = fields, kind, threads
-        self.ours = fathom.Transformer(fathom_config(fields)).eval()
         self.context: Any = None
         self.room = 0
 
@@ -39,11 +35,12 @@ class LlamaServing:
 
         self.silence = llama_cpp.llama_log_callback(lambda level, text, data: None)
         llama_cpp.llama_log_set(self.silence, None)
-        self.ours.load_state_dict(torch.load(path, mmap=True), strict=True)
+        ours = fathom.Transformer(fathom_config(self.fields)).eval()
+        ours.load_state_dict(torch.load(path, mmap=True), strict=True)
         with tempfile.TemporaryDirectory() as folder:
             file = Path(folder) / "model.gguf"
-            fathom.save_gguf(self.ours, file, kind=self.kind)
-            del self.ours
+            fathom.save_gguf(ours, file, kind=self.kind)
+            del ours
             parameters = llama_cpp.llama_model_default_params()
             parameters.use_mmap = False
             self.model = llama_cpp.llama_model_load_from_file(str(file).encode(), parameters)
