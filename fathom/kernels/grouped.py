@@ -13,6 +13,8 @@ Shapes: N rows, I in, O out, E experts.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -21,7 +23,8 @@ from torch.autograd.function import once_differentiable
 from torch.nn.functional import grouped_mm
 
 from fathom.kernels.cpu_gemm import fast_products, onednn_is_better
-from fathom.kernels.recompute import keep, kept
+from fathom.kernels.put_off import PutOff
+from fathom.kernels.recompute import keep, kept_later
 
 ROW_STEP = 64
 """Rows of a run that go to oneDNN are a multiple of this.
@@ -110,23 +113,39 @@ def _outer(grad_NO: Tensor, x_NI: Tensor, groups: Groups) -> Tensor:
 class _GroupedLinear(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, x_NI: Tensor, weight_EOI: Tensor, groups: Groups, dtype: torch.dtype
+        ctx: Any,
+        x_NI: Tensor,
+        weight_EOI: Tensor,
+        groups: Groups,
+        dtype: torch.dtype,
+        put_off: PutOff | None,
     ) -> Tensor:
         keep(ctx, x_NI, weight_EOI)
-        ctx.groups, ctx.dtype = groups, dtype
+        ctx.groups, ctx.dtype, ctx.put_off = groups, dtype, put_off
+        ctx.x_dtype, ctx.weight_dtype = x_NI.dtype, weight_EOI.dtype
         return _product(x_NI.to(dtype), weight_EOI.to(dtype).transpose(1, 2), groups)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad_NO: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:
-        x_NI, weight_EOI = kept(ctx)
+    def backward(
+        ctx: Any, grad_NO: Tensor
+    ) -> tuple[Tensor | None, Tensor | None, None, None, None]:
+        get_x, get_weight = kept_later(ctx)
+        weight_EOI = get_weight()
         grad_NO = grad_NO.to(ctx.dtype).contiguous()
         grad_x = grad_weight = None
         if ctx.needs_input_grad[0]:
-            grad_x = _product(grad_NO, weight_EOI.to(ctx.dtype), ctx.groups).to(x_NI.dtype)
+            grad_x = _product(grad_NO, weight_EOI.to(ctx.dtype), ctx.groups).to(ctx.x_dtype)
         if ctx.needs_input_grad[1]:
-            grad_weight = _outer(grad_NO, x_NI.to(ctx.dtype), ctx.groups).to(weight_EOI.dtype)
-        return grad_x, grad_weight, None, None
+            make = partial(_weight_gradient, get_x, grad_NO, ctx.groups, ctx.weight_dtype)
+            grad_weight = make() if ctx.put_off is None else ctx.put_off.gradient(weight_EOI, make)
+        return grad_x, grad_weight, None, None, None
+
+
+def _weight_gradient(
+    get_x: Callable[[], Tensor], grad_NO: Tensor, groups: Groups, weight_dtype: torch.dtype
+) -> Tensor:
+    return _outer(grad_NO, get_x().to(grad_NO.dtype), groups).to(weight_dtype)
 
 
 def _in_one_call(x_NI: Tensor, weight_EOI: Tensor, dtype: torch.dtype) -> bool:
@@ -140,11 +159,16 @@ def _in_one_call(x_NI: Tensor, weight_EOI: Tensor, dtype: torch.dtype) -> bool:
 
 
 def grouped_linear(
-    x_NI: Tensor, weight_EOI: Tensor, counts_E: Tensor, dtype: torch.dtype | None = None
+    x_NI: Tensor,
+    weight_EOI: Tensor,
+    counts_E: Tensor,
+    dtype: torch.dtype | None = None,
+    put_off: PutOff | None = None,
 ) -> Tensor:
     """Rows [N, I], sorted by expert, times their expert's [O, I] transposed -> [N, O].
 
-    `counts_E` (int64 [E], summing to N) says how many rows each expert has.
+    `counts_E` (int64 [E], summing to N) says how many rows each expert has. `put_off`: who may take the weights'
+    gradients for later.
     """
     dtype = dtype or weight_EOI.dtype
     groups: Groups
@@ -154,4 +178,4 @@ def grouped_linear(
         groups = counts_E.tolist()
     if not torch.is_grad_enabled():
         return _product(x_NI.to(dtype), weight_EOI.to(dtype).transpose(1, 2), groups)
-    return _GroupedLinear.apply(x_NI, weight_EOI, groups, dtype)
+    return _GroupedLinear.apply(x_NI, weight_EOI, groups, dtype, put_off)

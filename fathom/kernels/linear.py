@@ -10,6 +10,8 @@ Shapes: N rows, I in, O out.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -18,7 +20,8 @@ from torch.autograd.function import once_differentiable
 
 from fathom.kernels import few_rows
 from fathom.kernels.cpu_gemm import fast_products
-from fathom.kernels.recompute import keep, kept
+from fathom.kernels.put_off import PutOff
+from fathom.kernels.recompute import keep, kept_later
 
 
 def _plain(x: Tensor, weight_OI: Tensor, dtype: torch.dtype) -> Tensor:
@@ -28,31 +31,53 @@ def _plain(x: Tensor, weight_OI: Tensor, dtype: torch.dtype) -> Tensor:
 
 class _Linear(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight_OI: Tensor, dtype: torch.dtype) -> Tensor:
+    def forward(
+        ctx: Any, x: Tensor, weight_OI: Tensor, dtype: torch.dtype, put_off: PutOff | None
+    ) -> Tensor:
         keep(ctx, x, weight_OI)
-        ctx.dtype = dtype
+        ctx.dtype, ctx.put_off = dtype, put_off
+        ctx.x_dtype, ctx.weight_dtype = x.dtype, weight_OI.dtype
         return _plain(x, weight_OI, dtype)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
-        x, weight_OI = kept(ctx)
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:
+        get_x, get_weight = kept_later(ctx)
+        weight_OI = get_weight()
         grad_NO = grad.to(ctx.dtype).reshape(-1, grad.shape[-1])
         grad_x = grad_weight = None
-        with fast_products(grad_NO.shape[0], grad.device):
-            if ctx.needs_input_grad[0]:
-                grad_x = (grad_NO @ weight_OI.to(ctx.dtype)).view(x.shape).to(x.dtype)
-            if ctx.needs_input_grad[1]:
-                x_NI = x.to(ctx.dtype).reshape(-1, x.shape[-1])
-                grad_weight = (grad_NO.T @ x_NI).to(weight_OI.dtype)
-        return grad_x, grad_weight, None
+        if ctx.needs_input_grad[0]:
+            with fast_products(grad_NO.shape[0], grad.device):
+                grad_x = grad_NO @ weight_OI.to(ctx.dtype)
+            grad_x = grad_x.view(*grad.shape[:-1], -1).to(ctx.x_dtype)
+        if ctx.needs_input_grad[1]:
+            make = partial(_weight_gradient, get_x, grad_NO, ctx.weight_dtype)
+            grad_weight = make() if ctx.put_off is None else ctx.put_off.gradient(weight_OI, make)
+        return grad_x, grad_weight, None, None
 
 
-def linear(x: Tensor, weight_OI: Tensor, dtype: torch.dtype | None = None) -> Tensor:
-    """x [..., I] times weight [O, I] transposed -> [..., O], in `dtype` (default: its own)."""
+def _weight_gradient(
+    get_x: Callable[[], Tensor], grad_NO: Tensor, weight_dtype: torch.dtype
+) -> Tensor:
+    x = get_x().to(grad_NO.dtype)
+    x_NI = x.reshape(-1, x.shape[-1])
+    with fast_products(grad_NO.shape[0], grad_NO.device):
+        return (grad_NO.T @ x_NI).to(weight_dtype)
+
+
+def linear(
+    x: Tensor,
+    weight_OI: Tensor,
+    dtype: torch.dtype | None = None,
+    put_off: PutOff | None = None,
+) -> Tensor:
+    """x [..., I] times weight [O, I] transposed -> [..., O], in `dtype` (default: its own).
+
+    `put_off`: who may take the weight's gradient for later.
+    """
     dtype = dtype or weight_OI.dtype
     if torch.is_grad_enabled():
-        return _Linear.apply(x, weight_OI, dtype)
+        return _Linear.apply(x, weight_OI, dtype, put_off)
     if dtype == torch.float32 and few_rows.can(x, weight_OI):
         return few_rows.product(x, weight_OI)
     return _plain(x, weight_OI, dtype)

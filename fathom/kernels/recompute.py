@@ -13,6 +13,7 @@ A tensor wanted by several rules is made again once: `Remade` counts who still n
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -71,5 +72,16 @@ def keep(ctx: Any, *tensors: Tensor | None) -> None:
 
 def kept(ctx: Any) -> tuple[Any, ...]:
     """What `keep` was given, remembered tensors made again."""
+    return tuple(get() for get in kept_later(ctx))
+
+
+def kept_later(ctx: Any) -> tuple[Callable[[], Any], ...]:
+    """The same, each by a function to be called once, when it is needed; it may outlive the backward pass."""
     pairs = zip(ctx.saved_tensors, ctx.remade, strict=True)
-    return tuple(tensor if remade is None else remade.get() for tensor, remade in pairs)
+    return tuple(
+        partial(_itself, tensor) if remade is None else remade.get for tensor, remade in pairs
+    )
+
+
+def _itself(tensor: Tensor | None) -> Tensor | None:
+    return tensor

@@ -7,6 +7,7 @@ chunked rule.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -14,7 +15,7 @@ from torch import Tensor
 
 from fathom.errors import FathomError
 from fathom.kernels import IGNORE, linear_cross_entropy
-from fathom.model.context import number_documents
+from fathom.model.context import RouterRecord, number_documents
 from fathom.model.router import sequence_balance_loss, update_bias_of
 from fathom.model.transformer import Transformer, Trunk
 
@@ -60,27 +61,70 @@ def losses(
     With `document_ids` [B, T + 1] attention stays inside documents and no target lies in another
     one. A weight of zero leaves the MTP modules or the balance loss out of the computation.
     """
-    if tokens.dim() != 2 or tokens.shape[1] < 2:
-        raise FathomError(
-            f"tokens of shape {tuple(tokens.shape)} hold no input and target; give [B, T + 1], T >= 1"
-        )
-    inputs, targets = tokens[:, :-1], tokens[:, 1:]
-    if document_ids is not None:
-        document_ids = number_documents(document_ids, tokens)
-    ids = None if document_ids is None else document_ids[:, :-1]
-    trunk = model.trunk(inputs, document_ids=ids, mtp=mtp_weight > 0, keep_scores=balance_alpha > 0)
-    if document_ids is not None:
-        targets = targets.masked_fill(document_ids[:, 1:] != document_ids[:, :-1], IGNORE)
-    counted = (targets != IGNORE).sum().clamp_min(1)
-    main = _cross_entropy(model, trunk.hidden, targets) / counted
+    rows = Rows.of(tokens, document_ids)
+    keep_scores = balance_alpha > 0
+    trunk = model.trunk(
+        rows.inputs, document_ids=rows.ids, mtp=mtp_weight > 0, keep_scores=keep_scores
+    )
+    return losses_of(model, trunk, rows, mtp_weight=mtp_weight, balance_alpha=balance_alpha)
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Rows of T + 1 tokens as inputs and targets."""
+
+    tokens: Tensor
+    """int64 [B, T + 1]."""
+    document_ids: Tensor | None
+    """[B, T + 1], numbered within the row."""
+    targets: Tensor
+    """The next token of each input [B, T], `IGNORE` where it lies in another document."""
+
+    @classmethod
+    def of(cls, tokens: Tensor, document_ids: Tensor | None) -> Rows:
+        """Raises `FathomError` for tokens that hold no input and target."""
+        if tokens.dim() != 2 or tokens.shape[1] < 2:
+            raise FathomError(
+                f"tokens of shape {tuple(tokens.shape)} hold no input and target; give [B, T + 1], T >= 1"
+            )
+        targets = tokens[:, 1:]
+        if document_ids is not None:
+            document_ids = number_documents(document_ids, tokens)
+            targets = targets.masked_fill(document_ids[:, 1:] != document_ids[:, :-1], IGNORE)
+        return cls(tokens, document_ids, targets)
+
+    @property
+    def inputs(self) -> Tensor:
+        """[B, T]."""
+        return self.tokens[:, :-1]
+
+    @property
+    def ids(self) -> Tensor | None:
+        """Document ids of the inputs."""
+        return None if self.document_ids is None else self.document_ids[:, :-1]
+
+    def further_targets(self, depth: int) -> Tensor:
+        """Token i + depth + 1 for i = 1 .. T - depth, ignored when it is in another document."""
+        targets = self.tokens[:, depth + 1 :]
+        if self.document_ids is None:
+            return targets
+        here = self.document_ids[:, : targets.shape[1]]
+        return targets.masked_fill(self.document_ids[:, depth + 1 :] != here, IGNORE)
+
+
+def losses_of(
+    model: Transformer, trunk: Trunk, rows: Rows, *, mtp_weight: float, balance_alpha: float
+) -> Losses:
+    """`losses` of a pass that was made."""
+    counted = (rows.targets != IGNORE).sum().clamp_min(1)
+    main = _cross_entropy(model, trunk.hidden, rows.targets) / counted
     by_depth = tuple(
-        _cross_entropy(model, hidden, _further_targets(tokens, document_ids, depth)) / counted
+        _cross_entropy(model, hidden, rows.further_targets(depth)) / counted
         for depth, hidden in enumerate(trunk.mtp_hidden, start=1)
     )
-    zero = main.new_zeros(())
     depths = max(model.config.num_nextn_predict_layers, 1)
-    mtp = torch.stack(by_depth).sum() / depths if by_depth else zero
-    balance = _balance(model, trunk, balance_alpha) if balance_alpha > 0 else zero
+    mtp = torch.stack(by_depth).sum() / depths if by_depth else main.new_zeros(())
+    balance = balance_loss(model, trunk.routers, balance_alpha)
     total = main + mtp_weight * mtp + balance
     load = model.stack_loads(trunk.routers)
     return Losses(main, mtp, balance, total, by_depth, load)
@@ -93,23 +137,17 @@ def _cross_entropy(model: Transformer, hidden_BTD: Tensor, targets_BT: Tensor) -
     )
 
 
-def _further_targets(tokens: Tensor, document_ids: Tensor | None, depth: int) -> Tensor:
-    """Token i + depth + 1 for i = 1 .. T - depth, ignored when it is in another document."""
-    targets = tokens[:, depth + 1 :]
-    if document_ids is None:
-        return targets
-    here = document_ids[:, : targets.shape[1]]
-    return targets.masked_fill(document_ids[:, depth + 1 :] != here, IGNORE)
-
-
-def _balance(model: Transformer, trunk: Trunk, alpha: float) -> Tensor:
+def balance_loss(model: Transformer, routers: Sequence[RouterRecord], alpha: float) -> Tensor:
+    """Eq 17 of the routers' affinities as far as they were kept, summed; a float32 scalar."""
     top_k = model.config.num_experts_per_tok
     parts = [
         sequence_balance_loss(record.scores_BTE, top_k, alpha)
-        for record in trunk.routers
-        if record.scores_BTE is not None
+        for record in routers
+        if record.scores_BTE is not None and alpha > 0
     ]
-    return torch.stack(parts).sum() if parts else trunk.hidden.new_zeros(())
+    if not parts:
+        return torch.zeros((), device=next(model.parameters()).device)
+    return torch.stack(parts).sum()
 
 
 def update_bias(model: Transformer, gamma: float) -> None:

@@ -151,6 +151,10 @@ class Transformer(nn.Module):
         raw = embedded
         for layer in self.model.layers:
             raw = layer(raw, context)
+        return self.finish(raw, embedded, context, mtp)
+
+    def finish(self, raw: Tensor, embedded: Tensor, context: Context, mtp: bool) -> Trunk:
+        """What comes behind the last block, of its output and the embeddings (both [B, T, D]): the norm, and MTP."""
         hidden = self.model.norm(raw)
         depths = self._predict_further(raw, hidden, embedded, context) if mtp else []
         state = hidden if self.config.mtp_hidden == "post_norm" else raw
