@@ -21,7 +21,9 @@ import torch
 import torch.distributed as dist
 
 
-def run(function: Callable[..., Any], ranks: int, *arguments: Any, seconds: float = 60) -> list[Any]:
+def run(
+    function: Callable[..., Any], ranks: int, *arguments: Any, seconds: float = 60
+) -> list[Any]:
     """`function(*arguments)` on so many ranks; their results in order.
 
     Fails with the traceback of every rank that raised, and with the names of those that were not done in time. What
