@@ -34,6 +34,10 @@ class ServingError(FathomError):
     """A server that cannot be started with these settings, or a request that it refuses."""
 
 
+class ParallelError(FathomError, ValueError):
+    """A layout over several devices that is impossible."""
+
+
 def did_you_mean(name: str, known: Iterable[str], otherwise: str = "known are") -> str:
     """The remedy for a name that there is not: the nearest one that there is, or `otherwise` and all of them.
 

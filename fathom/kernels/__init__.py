@@ -16,6 +16,7 @@ from fathom.kernels.recompute import remember
 from fathom.kernels.rotary import Rotation, rotate
 from fathom.kernels.swiglu import swiglu, swiglu_pair
 from fathom.kernels.visible import ALL, Visible
+from fathom.kernels.wide import at_least_float32, wide_dtype
 
 __all__ = [
     "ALL",
@@ -25,6 +26,7 @@ __all__ = [
     "Rotation",
     "Visible",
     "absorbed_attention",
+    "at_least_float32",
     "compile_elementwise",
     "expanded_attention",
     "gather_rows",
@@ -37,4 +39,5 @@ __all__ = [
     "scatter_rows",
     "swiglu",
     "swiglu_pair",
+    "wide_dtype",
 ]

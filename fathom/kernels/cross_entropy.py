@@ -4,7 +4,7 @@ Logits of a batch are its largest tensor (positions x vocabulary) and are needed
 Each chunk's logits are made, turned into its loss and, in place, into its gradient (softmax minus
 one-hot), and multiplied on into the gradients of hidden states and head while they are still in
 cache. So the forward pass already holds the gradients for a loss gradient of 1, and backward scales
-them. Sums are in float32.
+them. Sums are in float32, in float64 where the product is.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from fathom.kernels.cpu_gemm import fast_products
+from fathom.kernels.wide import at_least_float32, wide_dtype
 
 IGNORE = -100
 """Target of a position that does not count."""
@@ -28,7 +29,7 @@ def linear_cross_entropy_reference(
     hidden_ND: Tensor, weight_VD: Tensor, targets_N: Tensor
 ) -> Tensor:
     """Sum of cross-entropies from whole logits."""
-    logits = hidden_ND.float() @ weight_VD.float().T
+    logits = at_least_float32(hidden_ND) @ at_least_float32(weight_VD).T
     return torch.nn.functional.cross_entropy(
         logits, targets_N, ignore_index=IGNORE, reduction="sum"
     )
@@ -59,7 +60,7 @@ def _one_chunk(
 ) -> Tensor:
     """Loss of one chunk; writes its `grad_hidden_CD` and adds to `grad_weight_VD`."""
     valid_C = targets_C >= 0
-    logits = (hidden_CD @ weight_VD.T).float()
+    logits = at_least_float32(hidden_CD @ weight_VD.T)
     loss = _chunk_loss(logits, targets_C, valid_C)
     if grad_hidden_CD is None and grad_weight_VD is None:
         return loss
@@ -90,8 +91,9 @@ class _LinearCrossEntropy(torch.autograd.Function):
         weight = weight_VD.to(dtype)
         wants_hidden, wants_weight = ctx.needs_input_grad[:2] if wants_grads else (False, False)
         grad_hidden = torch.empty_like(hidden_ND) if wants_hidden else None
-        grad_weight = torch.zeros_like(weight_VD, dtype=torch.float32) if wants_weight else None
-        total = torch.zeros((), dtype=torch.float32, device=hidden_ND.device)
+        wide = wide_dtype(dtype)
+        grad_weight = torch.zeros_like(weight_VD, dtype=wide) if wants_weight else None
+        total = torch.zeros((), dtype=wide, device=hidden_ND.device)
         chunk = chunk_rows(weight.shape[0], weight.device.type == "cpu")
         for start in range(0, hidden_ND.shape[0], chunk):
             rows = slice(start, start + chunk)
@@ -121,7 +123,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
 
 
 def _add_product(total_VD: Tensor, grad_CV: Tensor, hidden_CD: Tensor) -> None:
-    """total += grad^T hidden, in float32 whatever the product's dtype."""
+    """total += grad^T hidden, in at least float32 whatever the product's dtype."""
     if grad_CV.dtype == total_VD.dtype:
         total_VD.addmm_(grad_CV.T, hidden_CD)
     else:
@@ -131,7 +133,7 @@ def _add_product(total_VD: Tensor, grad_CV: Tensor, hidden_CD: Tensor) -> None:
 def linear_cross_entropy(
     hidden_ND: Tensor, weight_VD: Tensor, targets_N: Tensor, dtype: torch.dtype | None = None
 ) -> Tensor:
-    """Sum over positions of -log softmax(hidden W^T)[target], a float32 scalar.
+    """Sum over positions of -log softmax(hidden W^T)[target], a scalar in at least float32.
 
     hidden [N, D], weight [V, D], targets int64 [N] with `IGNORE` (or any negative number) where a
     position does not count. The product is computed in `dtype` (default: the weight's), the softmax

@@ -1,4 +1,4 @@
-"""RMSNorm as one autograd rule: y = w * x / sqrt(mean(x^2) + eps), computed in float32.
+"""RMSNorm as one autograd rule: y = w * x / sqrt(mean(x^2) + eps), in float32 or float64 inside.
 
 Statistics are per row over the last axis (D). With r = 1 / sqrt(mean(x^2) + eps), y = r * x and
 h = w * dy, the input's gradient is r * (h - y * mean(h * y)). Only x is kept; r is cheap to make again.
@@ -15,11 +15,12 @@ from torch.autograd.function import once_differentiable
 
 from fathom.kernels.fuse import fused
 from fathom.kernels.recompute import remember
+from fathom.kernels.wide import at_least_float32
 
 
 def rms_norm_reference(x: Tensor, weight_D: Tensor, eps: float) -> Tensor:
     """The definition, in the released order: normalise in float32, cast, then scale."""
-    wide = x.float()
+    wide = at_least_float32(x)
     normal = wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + eps)
     return (weight_D * normal.to(x.dtype)).to(x.dtype)
 
@@ -29,7 +30,7 @@ _forward = fused(rms_norm_reference)
 
 @fused
 def _backward(grad: Tensor, x: Tensor, weight_D: Tensor, eps: float) -> tuple[Tensor, Tensor]:
-    wide, grad, weight = x.float(), grad.float(), weight_D.float()
+    wide, grad, weight = map(at_least_float32, (x, grad, weight_D))
     r = torch.rsqrt(wide.square().mean(-1, keepdim=True) + eps)
     normal = wide * r
     along = grad * normal  # summed over rows: dw; weighted with w over columns: sum(h y)

@@ -4,12 +4,16 @@ A block is four calls, so that two micro-batches can be interleaved from outside
 `dispatch` (rows to their experts), `experts` (grouped products), `combine` (weighted sums back).
 The dispatcher is the second seam of the model: locally a stable sort by expert; expert
 parallelism puts an all-to-all in its place. No token is dropped and none is padded to a capacity.
+
+A dispatch may still be under way when it returns. The shared experts are computed before its rows
+are waited for, so that they hide it (report §3.2.2).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -22,6 +26,28 @@ from fathom.model.layers import MLP
 from fathom.model.router import Router, affinities, choose
 
 
+class Sent(Protocol):
+    """Rows that are on their way to their experts."""
+
+    def wait(self) -> tuple[Tensor, Tensor]:
+        """Rows sorted by expert [R, D] and rows of each expert that is here, int64."""
+        ...
+
+
+class Dispatcher(Protocol):
+    """Brings rows to their experts and their results back."""
+
+    def dispatch(
+        self, x_ND: Tensor, indices_NK: Tensor, weights_NK: Tensor, counts_E: Tensor
+    ) -> Sent:
+        """Begin to bring each token's row to its experts."""
+        ...
+
+    def combine(self, rows_RD: Tensor, sent: Any) -> Tensor:
+        """Weighted sum [N, D] of what the experts made of each token's row."""
+        ...
+
+
 @dataclass
 class Dispatched:
     """Rows in expert order [R, D], rows per expert [E], and what `combine` needs to undo it."""
@@ -31,6 +57,10 @@ class Dispatched:
     weights_NK: Tensor
     token_R: Tensor
     place_NK: Tensor
+
+    def wait(self) -> tuple[Tensor, Tensor]:
+        """Rows and counts, which are there at once."""
+        return self.rows_RD, self.counts_E
 
 
 class LocalDispatcher:
@@ -90,7 +120,7 @@ class MoE(nn.Module):
             self.shared_experts = MLP(
                 config, config.n_shared_experts * config.moe_intermediate_size
             )
-        self.dispatcher = LocalDispatcher()
+        self.dispatcher: Dispatcher = LocalDispatcher()
 
     def forward(self, x_BTD: Tensor, context: Context) -> Tensor:
         """[B, T, D] -> [B, T, D] without the residual (eq 12)."""
@@ -100,12 +130,18 @@ class MoE(nn.Module):
             gate_up, down = self.experts.gate_up_proj, self.experts.down_proj
             scales = self.experts.scales
             routed = few_rows.experts(x_ND, gate_up, down, indices_NK, weights_NK, scales)
+            shared = self._shared(x_BTD)
         else:
             sent = self.dispatcher.dispatch(x_ND, indices_NK, weights_NK, counts_E)
-            routed = self.dispatcher.combine(self.experts(sent.rows_RD, sent.counts_E), sent)
-        if self.config.n_shared_experts:
-            routed = routed + self.shared_experts(x_BTD).flatten(0, 1)
-        return routed.view_as(x_BTD)
+            shared = self._shared(x_BTD)
+            routed = self.dispatcher.combine(self.experts(*sent.wait()), sent)
+        return (routed if shared is None else routed + shared).view_as(x_BTD)
+
+    def _shared(self, x_BTD: Tensor) -> Tensor | None:
+        """What the shared experts make of every token [N, D], where there are any."""
+        if not self.config.n_shared_experts:
+            return None
+        return self.shared_experts(x_BTD).flatten(0, 1)
 
     def _few(self, x_ND: Tensor) -> bool:
         """Whether one call can do all of it: few rows, no gradient, and both seams as they came."""

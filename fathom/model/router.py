@@ -26,8 +26,8 @@ from fathom.model.config import ModelConfig
 
 
 def affinities(logits_NE: Tensor, config: ModelConfig) -> Tensor:
-    """s of eq 15 in float32: sigmoid (V3) or softmax (V2) of the router's logits [..., E]."""
-    logits = logits_NE.float()
+    """s of eq 15 in at least float32: sigmoid (V3) or softmax (V2) of the router's logits [..., E]."""
+    logits = kernels.at_least_float32(logits_NE)
     return logits.sigmoid() if config.scoring_func == "sigmoid" else logits.softmax(-1)
 
 
@@ -73,8 +73,8 @@ def sequence_balance_loss(scores_BTE: Tensor, top_k: int, alpha: float) -> Tenso
     """
     B, T, E = scores_BTE.shape
     chosen = scores_BTE.detach().topk(top_k, dim=-1).indices.flatten(1)
-    counts_BE = torch.zeros(B, E, device=scores_BTE.device)
-    counts_BE.scatter_add_(1, chosen, torch.ones_like(chosen, dtype=torch.float32))
+    counts_BE = torch.zeros(B, E, dtype=scores_BTE.dtype, device=scores_BTE.device)
+    counts_BE.scatter_add_(1, chosen, torch.ones_like(chosen, dtype=scores_BTE.dtype))
     f_BE = counts_BE * (E / (top_k * T))
     P_BE = (scores_BTE / scores_BTE.sum(-1, keepdim=True)).mean(1)
     return alpha * (f_BE * P_BE).sum(-1).mean()
@@ -96,8 +96,8 @@ class Router(nn.Module):
         self.register_buffer("expert_load", load, persistent=False)
 
     def forward(self, x_ND: Tensor) -> Tensor:
-        """Logits [..., E] of [..., D], always in float32: near-ties decide where tokens go."""
-        return kernels.linear(x_ND, self.weight, torch.float32)
+        """Logits [..., E] of [..., D], in at least float32: near-ties decide where tokens go."""
+        return kernels.linear(x_ND, self.weight, kernels.wide_dtype(x_ND.dtype))
 
     def _apply(self, fn: Any, recurse: bool = True) -> Router:
         """Moves and casts as usual, but the bias never leaves float32."""
