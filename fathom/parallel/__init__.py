@@ -5,6 +5,7 @@ from __future__ import annotations
 from fathom.parallel.eplb import loads_by_gpu as loads_by_gpu
 from fathom.parallel.eplb import rebalance_experts as rebalance_experts
 from fathom.parallel.schedules import OVERLAPPED_ORDER as OVERLAPPED_ORDER
+from fathom.parallel.schedules import POSTED_EARLY as POSTED_EARLY
 from fathom.parallel.schedules import SCHEDULES as SCHEDULES
 from fathom.parallel.schedules import Action as Action
 from fathom.parallel.schedules import Costs as Costs
@@ -16,7 +17,11 @@ from fathom.parallel.schedules import Send as Send
 from fathom.parallel.schedules import Simulation as Simulation
 from fathom.parallel.schedules import Step as Step
 from fathom.parallel.schedules import Transfer as Transfer
+from fathom.parallel.schedules import activations_in_table_2 as activations_in_table_2
+from fathom.parallel.schedules import bubble_in_table_2 as bubble_in_table_2
 from fathom.parallel.schedules import check as check
+from fathom.parallel.schedules import check_overlapped_order as check_overlapped_order
+from fathom.parallel.schedules import overlapped_time as overlapped_time
 from fathom.parallel.schedules import program as program
 from fathom.parallel.schedules import schedule as schedule
 from fathom.parallel.schedules import simulate as simulate

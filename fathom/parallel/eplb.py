@@ -144,7 +144,7 @@ def _pack(load_I: Tensor, packs: int) -> Tensor:
 
 
 def _slots_of(phy2log: Tensor, replica: Tensor, logcnt: Tensor) -> Tensor:
-    """The inverse of `phy2log` [L, E, R], each expert's slots in the order of its replicas."""
+    """The inverse of `phy2log` [L, E, R]: each expert's slots, in the order in which they were handed out."""
     most = int(logcnt.max())
     layers, slots = phy2log.shape
     flat = torch.full((layers, logcnt.shape[1] * most), -1)

@@ -16,6 +16,7 @@ from fathom.parallel.schedules.legality import check as check
 from fathom.parallel.schedules.making import SCHEDULES as SCHEDULES
 from fathom.parallel.schedules.making import schedule as schedule
 from fathom.parallel.schedules.overlap import OVERLAPPED_ORDER as OVERLAPPED_ORDER
+from fathom.parallel.schedules.overlap import POSTED_EARLY as POSTED_EARLY
 from fathom.parallel.schedules.overlap import check_overlapped_order as check_overlapped_order
 from fathom.parallel.schedules.overlap import overlapped_time as overlapped_time
 from fathom.parallel.schedules.simulation import Costs as Costs

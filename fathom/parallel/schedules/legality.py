@@ -20,7 +20,7 @@ from __future__ import annotations
 from collections import defaultdict
 
 from fathom.errors import ScheduleError
-from fathom.parallel.schedules.actions import Action, Part, Schedule, Step, Transfer, singles
+from fathom.parallel.schedules.actions import Action, Pair, Part, Schedule, Step, Transfer, singles
 
 
 def check(schedule: Schedule) -> None:
@@ -86,19 +86,23 @@ def _check_rank(schedule: Schedule, rank: int) -> None:
     held = set(schedule.placement[rank])
     done: dict[tuple[Part, int], str] = defaultdict(str)
     for place, step in enumerate(schedule.steps[rank]):
-        new: dict[tuple[Part, int], str] = {}
+        if isinstance(step, Pair):
+            _check_pair(rank, place, step)
         for action in singles(step):
             key = (action.part, action.microbatch)
             _check_action(schedule, rank, place, action, held, done[key])
-            if key in new:
-                raise _broken(
-                    rank, place, action, "one pair cannot hold both halves of one micro-batch"
-                )
-            new[key] = done[key] + action.kind
-        done.update(new)
+            done[key] += action.kind
     for part in schedule.placement[rank]:
         for i in schedule.microbatches_of(part.copy):
             _check_complete(schedule, rank, part, i, done[part, i])
+
+
+def _check_pair(rank: int, place: int, pair: Pair) -> None:
+    forward, backward = pair.forward, pair.backward
+    if forward.kind != "F" or backward.kind != "B":
+        raise _broken(rank, place, pair, "a pair is a forward and a whole backward")
+    if (forward.part, forward.microbatch) == (backward.part, backward.microbatch):
+        raise _broken(rank, place, pair, "one pair cannot hold both halves of one micro-batch")
 
 
 def _check_action(
@@ -129,5 +133,5 @@ def _check_complete(schedule: Schedule, rank: int, part: Part, microbatch: int, 
     raise ScheduleError(f"rank {rank} never runs {action} in {schedule.name}; add it to the list")
 
 
-def _broken(rank: int, place: int, action: Action, why: str) -> ScheduleError:
-    return ScheduleError(f"rank {rank}, step {place}, {action}: {why}; move or remove it")
+def _broken(rank: int, place: int, step: Step, why: str) -> ScheduleError:
+    return ScheduleError(f"rank {rank}, step {place}, {step}: {why}; move or remove it")

@@ -31,13 +31,16 @@ class Receive:
     transfer: Transfer
 
 
-def program(schedule: Schedule) -> tuple[tuple[Step | Send | Receive, ...], ...]:
+Item = Step | Send | Receive
+
+
+def program(schedule: Schedule) -> tuple[tuple[Item, ...], ...]:
     """Every rank's steps, sends and receives. What stays on its rank (`Transfer.local`) needs neither.
 
     Raises `ScheduleError` for a schedule that would not run.
     """
     check(schedule)
-    lists: list[list[Step | Send | Receive]] = [[] for _ in range(schedule.ranks)]
+    lists: list[list[Item]] = [[] for _ in range(schedule.ranks)]
     for rank, step in order_of_running(schedule):
         lists[rank].append(step)
         for transfer in outputs(schedule, step):
