@@ -24,7 +24,7 @@ NAMES: dict[Kind, str] = {
     "W": "backward for the weights (W)",
     "B": "whole backward (B)",
 }
-WHITE_NUMBERS: frozenset[Kind] = frozenset("BW")
+WHITE_NUMBERS: tuple[Kind, ...] = ("B", "W")
 INK = "#1d2129"
 WIDTHS = (9.0, 20.0)
 ROW = 0.36
