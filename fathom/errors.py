@@ -38,6 +38,10 @@ class ParallelError(FathomError, ValueError):
     """A layout over several devices that is impossible."""
 
 
+class ScheduleError(ParallelError):
+    """A pipeline schedule that cannot be made with these numbers, or that would not run."""
+
+
 def did_you_mean(name: str, known: Iterable[str], otherwise: str = "known are") -> str:
     """The remedy for a name that there is not: the nearest one that there is, or `otherwise` and all of them.
 

@@ -151,12 +151,15 @@ class Transformer(nn.Module):
         raw = embedded
         for layer in self.model.layers:
             raw = layer(raw, context)
-        return self.finish(raw, embedded, context, mtp)
+        return self.finish(raw, embedded if mtp else None, context)
 
-    def finish(self, raw: Tensor, embedded: Tensor, context: Context, mtp: bool) -> Trunk:
-        """What comes behind the last block, of its output and the embeddings (both [B, T, D]): the norm, and MTP."""
+    def finish(self, raw: Tensor, embedded: Tensor | None, context: Context) -> Trunk:
+        """What comes behind the last block: the norm, and MTP.
+
+        Of its output and, for MTP, the embeddings, both [B, T, D].
+        """
         hidden = self.model.norm(raw)
-        depths = self._predict_further(raw, hidden, embedded, context) if mtp else []
+        depths = self._predict_further(raw, hidden, embedded, context) if embedded is not None else []
         state = hidden if self.config.mtp_hidden == "post_norm" else raw
         return Trunk(hidden, depths, context.routers, state)
 

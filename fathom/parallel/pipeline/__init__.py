@@ -1,0 +1,7 @@
+"""A pipeline schedule put to work: a model cut into stages, and the list of one rank run over them (report §3.2.1)."""
+
+from __future__ import annotations
+
+from fathom.parallel.pipeline.executor import MicroBatch as MicroBatch
+from fathom.parallel.pipeline.executor import Pipeline as Pipeline
+from fathom.parallel.pipeline.stages import share_layers as share_layers

@@ -1,0 +1,147 @@
+"""Cutting a model into stages.
+
+Stage 0 begins with the embedding, the last one ends with norm, head and MTP modules. What a rank holds
+stays one `Transformer` with the released names; the layers of other ranks are `Absent` in it. So optimiser,
+average, router biases and checkpoints work on it as on a whole one, and two stages of one rank
+share what both use: where first and last stage are on one rank (V placements, DualPipe), MTP has
+the embedding and the head of the main model physically (report §3.2.3). Otherwise the last rank holds a copy of the
+embedding for MTP, and gradients of the copies are added.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NoReturn
+
+from torch import Tensor, nn
+
+from fathom.errors import ParallelError
+from fathom.model import ModelConfig, Transformer
+from fathom.model.context import Context, build_context
+from fathom.model.objective import Losses, Rows, balance_loss, losses_of
+from fathom.parallel.schedules import Schedule
+
+
+class Absent(nn.Module):
+    """A part of the model that another rank holds."""
+
+    def forward(self, *_: object) -> NoReturn:
+        raise ParallelError(
+            "this part of the model is on another rank; run it through its Pipeline, or put the model "
+            "together first"
+        )
+
+
+def share_layers(
+    config: ModelConfig, stages: int, counts: Sequence[int] | None = None
+) -> tuple[range, ...]:
+    """The layers of each stage, by `counts` or as evenly as possible.
+
+    What cannot be shared evenly goes to the middle first: the ends have embedding, head and MTP besides.
+    Raises `ParallelError` where a stage would be empty or `counts` do not fit.
+    """
+    layers = config.num_hidden_layers
+    if counts is None:
+        if stages > layers:
+            raise ParallelError(
+                f"{stages} stages are too many for {layers} layers, each needs one; use fewer stages (in a V there "
+                f"are two to a rank)"
+            )
+        least, more = divmod(layers, stages)
+        first = (stages - more) // 2
+        counts = [least + (first <= stage < first + more) for stage in range(stages)]
+    if len(counts) != stages or sum(counts) != layers or min(counts) < 1:
+        raise ParallelError(
+            f"parallel.layers = {list(counts)} must be {stages} numbers, each at least 1, that make "
+            f"{layers} layers together; they make {sum(counts)}"
+        )
+    ends = [sum(counts[: stage + 1]) for stage in range(stages)]
+    return tuple(range(end - count, end) for end, count in zip(ends, counts, strict=True))
+
+
+def keep_stages(
+    model: Transformer, schedule: Schedule, layers: Sequence[range], place: int
+) -> Transformer:
+    """Remove from a whole model, in place, what rank `place` of the pipeline does not hold."""
+    stages = {part.stage for part in schedule.placement[place]}
+    held = {layer for stage in stages for layer in layers[stage]}
+    first, last = 0 in stages, schedule.stages - 1 in stages
+    inner, config = model.model, model.config
+    for layer in set(range(config.num_hidden_layers)) - held:
+        inner.layers[layer] = Absent()
+    if not (first or (last and _embeds_again(config))):
+        inner.embed_tokens = Absent()  # type: ignore[assignment]
+    if not last:
+        inner.norm = Absent()  # type: ignore[assignment]
+        inner.mtp = nn.ModuleList(Absent() for _ in inner.mtp)
+        model.lm_head = Absent()  # type: ignore[assignment]
+    return model
+
+
+def _embeds_again(config: ModelConfig) -> bool:
+    """Whether the last stage needs the embedding: MTP reads it, a tied head is it."""
+    return config.num_nextn_predict_layers > 0 or config.tie_word_embeddings
+
+
+def moe_blocks(model: Transformer, layers: range, last: bool) -> list[int]:
+    """Which rows of `expert_load` the MoE blocks of a stage fill: main layers first, then MTP's."""
+    config = model.config
+    depth = config.num_nextn_predict_layers
+    everything = range(config.num_hidden_layers + depth)
+    numbers = {layer: n for n, layer in enumerate(filter(config.is_moe_layer, everything))}
+    mine = [*layers, *(everything[config.num_hidden_layers :] if last else ())]
+    return [numbers[layer] for layer in mine if layer in numbers]
+
+
+@dataclass(frozen=True)
+class Weights:
+    """What the losses of a step are multiplied with."""
+
+    mtp: float
+    balance_alpha: float
+
+
+@dataclass
+class Passed:
+    """A forward pass of one stage: its output [B, T, D], or the losses where it is the last; and its routers'."""
+
+    output: Tensor | None
+    losses: Losses | None
+    balance: Tensor
+    """Balance loss of this stage's routers."""
+    load: Tensor
+    """int64 [M, E] of this stage's MoE blocks."""
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One stage of a model that is there at least as far."""
+
+    model: Transformer
+    layers: range
+    last: bool
+
+    def context(self, rows: Rows, weights: Weights) -> Context:
+        """Positions and visibility of a micro-batch; every stage has its tokens and makes its own."""
+        model = self.model
+        keep_scores = weights.balance_alpha > 0
+        return build_context(
+            model.config, model.rotary, rows.inputs, None, None, rows.ids, None, keep_scores
+        )
+
+    def forward(self, x_BTD: Tensor | None, rows: Rows, weights: Weights) -> Passed:
+        """From the output of the stage before ([B, T, D]; None for the first) to the next one's input or the losses."""
+        model, context = self.model, self.context(rows, weights)
+        state = model.embed(rows.inputs) if x_BTD is None else x_BTD
+        for layer in self.layers:
+            state = model.model.layers[layer](state, context)
+        if not self.last:
+            balance = balance_loss(model, context.routers, weights.balance_alpha)
+            return Passed(state, None, balance, model.stack_loads(context.routers))
+        mtp = weights.mtp > 0 and len(model.model.mtp) > 0
+        trunk = model.finish(state, model.embed(rows.inputs) if mtp else None, context)
+        found = losses_of(
+            model, trunk, rows, mtp_weight=weights.mtp, balance_alpha=weights.balance_alpha
+        )
+        return Passed(None, found, found.balance, found.expert_load)
