@@ -115,7 +115,9 @@ class Payoff:
         """Whether the ledger has room for another pass with drafts, though they are not known to pay."""
         plain, drafted = self._rate(size, False), self._rate(size, True)
         share = BUDGET if self._turn(size).tried else BUDGET / 2
-        loss = self.drafts * plain.seconds_per_pass  # as if every draft took a pass and none were right
+        loss = (
+            self.drafts * plain.seconds_per_pass
+        )  # as if every draft took a pass and none were right
         if drafted.passes:
             slower = 1 - drafted.per_second / plain.per_second
             loss = drafted.seconds_per_pass * max(slower, 0.0)

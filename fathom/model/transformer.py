@@ -159,7 +159,9 @@ class Transformer(nn.Module):
         Of its output and, for MTP, the embeddings, both [B, T, D].
         """
         hidden = self.model.norm(raw)
-        depths = self._predict_further(raw, hidden, embedded, context) if embedded is not None else []
+        depths = (
+            self._predict_further(raw, hidden, embedded, context) if embedded is not None else []
+        )
         state = hidden if self.config.mtp_hidden == "post_norm" else raw
         return Trunk(hidden, depths, context.routers, state)
 

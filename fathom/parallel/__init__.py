@@ -9,14 +9,14 @@ from fathom.parallel.experts import shard_experts as shard_experts
 from fathom.parallel.layout import Layout as Layout
 from fathom.parallel.mesh import Group as Group
 from fathom.parallel.mesh import Mesh as Mesh
-from fathom.parallel.schedules import Action as Action
-from fathom.parallel.schedules import Costs as Costs
 from fathom.parallel.schedules import OVERLAPPED_ORDER as OVERLAPPED_ORDER
 from fathom.parallel.schedules import POSTED_EARLY as POSTED_EARLY
+from fathom.parallel.schedules import SCHEDULES as SCHEDULES
+from fathom.parallel.schedules import Action as Action
+from fathom.parallel.schedules import Costs as Costs
 from fathom.parallel.schedules import Pair as Pair
 from fathom.parallel.schedules import Part as Part
 from fathom.parallel.schedules import Receive as Receive
-from fathom.parallel.schedules import SCHEDULES as SCHEDULES
 from fathom.parallel.schedules import Schedule as Schedule
 from fathom.parallel.schedules import Send as Send
 from fathom.parallel.schedules import Simulation as Simulation

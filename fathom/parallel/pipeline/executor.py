@@ -71,7 +71,7 @@ class Pipeline:
     def __init__(
         self, model: Transformer, schedule: Schedule, layers: Sequence[range], group: Group
     ) -> None:
-        """`model` as `keep_stages` left it; `group`: the pipeline's ranks. Replaces the products' rules of the model."""
+        """`model` as `keep_stages` left it; its products learn to put gradients off. `group`: the ranks."""
         if group.size != schedule.ranks:
             raise ParallelError(
                 f"{schedule.name} is for {schedule.ranks} ranks, the pipeline has {group.size}; make the schedule for "
@@ -200,9 +200,7 @@ class _Running:
         zero = torch.zeros((), dtype=torch.float64, device=self.device)
         every = range(config.num_hidden_layers + depths)
         blocks = sum(map(config.is_moe_layer, every))
-        load = torch.zeros(
-            blocks, config.n_routed_experts, dtype=torch.int64, device=self.device
-        )
+        load = torch.zeros(blocks, config.n_routed_experts, dtype=torch.int64, device=self.device)
         return Losses(zero, zero, zero, zero, (zero,) * depths, load)
 
     def _count(self, action: Action, passed: Passed) -> None:
