@@ -5,3 +5,4 @@ from fathom.parallel.experts import shard_experts as shard_experts
 from fathom.parallel.layout import Layout as Layout
 from fathom.parallel.mesh import Group as Group
 from fathom.parallel.mesh import Mesh as Mesh
+from fathom.parallel.training import Parallel as Parallel

@@ -17,6 +17,10 @@ from torch import Tensor
 from fathom.errors import ParallelError
 from fathom.parallel.layout import Layout
 
+# torch 2.13 has new names for these two and warns of the old ones, which are all that 2.11 has
+_all_gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
+_reduce_scatter = getattr(dist, "reduce_scatter_single", None) or dist.reduce_scatter_tensor
+
 
 @dataclass(frozen=True)
 class Group:
@@ -45,7 +49,7 @@ class Group:
         if self.handle is None:
             return tensor
         out = tensor.new_empty(self.size * tensor.shape[0], *tensor.shape[1:])
-        dist.all_gather_into_tensor(out, tensor.contiguous(), group=self.handle)
+        _all_gather(out, tensor.contiguous(), group=self.handle)
         return out
 
     def scatter_sum(self, tensor: Tensor) -> Tensor:
@@ -53,7 +57,7 @@ class Group:
         if self.handle is None:
             return tensor
         out = tensor.new_empty(tensor.shape[0] // self.size, *tensor.shape[1:])
-        dist.reduce_scatter_tensor(out, tensor.contiguous(), group=self.handle)
+        _reduce_scatter(out, tensor.contiguous(), group=self.handle)
         return out
 
 
