@@ -6,6 +6,7 @@ axes have in common is made once, and a group of one rank is none and costs noth
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
@@ -17,9 +18,10 @@ from torch import Tensor
 from fathom.errors import ParallelError
 from fathom.parallel.layout import Layout
 
-# torch 2.13 has new names for these two and warns of the old ones, which are all that 2.11 has
-_all_gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
-_reduce_scatter = getattr(dist, "reduce_scatter_single", None) or dist.reduce_scatter_tensor
+
+def _collective(new: str, old: str) -> Callable[..., Any]:
+    """torch 2.13 has new names for some and warns of the old ones, which are all that 2.11 has."""
+    return getattr(dist, new, None) or getattr(dist, old)
 
 
 @dataclass(frozen=True)
@@ -49,7 +51,8 @@ class Group:
         if self.handle is None:
             return tensor
         out = tensor.new_empty(self.size * tensor.shape[0], *tensor.shape[1:])
-        _all_gather(out, tensor.contiguous(), group=self.handle)
+        gather = _collective("all_gather_single", "all_gather_into_tensor")
+        gather(out, tensor.contiguous(), group=self.handle)
         return out
 
     def scatter_sum(self, tensor: Tensor) -> Tensor:
@@ -57,7 +60,8 @@ class Group:
         if self.handle is None:
             return tensor
         out = tensor.new_empty(tensor.shape[0] // self.size, *tensor.shape[1:])
-        _reduce_scatter(out, tensor.contiguous(), group=self.handle)
+        scatter = _collective("reduce_scatter_single", "reduce_scatter_tensor")
+        scatter(out, tensor.contiguous(), group=self.handle)
         return out
 
 
