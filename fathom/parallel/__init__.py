@@ -31,3 +31,4 @@ from fathom.parallel.schedules import program as program
 from fathom.parallel.schedules import schedule as schedule
 from fathom.parallel.schedules import simulate as simulate
 from fathom.parallel.schedules import singles as singles
+from fathom.parallel.training import Parallel as Parallel

@@ -73,9 +73,14 @@ class Leg:
         del self._slots, self._rows
         return rows_RX, slots_RK.long()
 
-    def back(self, results_RD: Tensor) -> Tensor:
-        """Results of the rows that arrived, sent to where those came from and summed there: [N, D]."""
-        returned_SD = send(results_RD, self.route.reverse(), "combine").wait()
+    def begin_back(self, results_RD: Tensor) -> None:
+        """Send the results of the rows that arrived to where those came from."""
+        self._results = send(results_RD, self.route.reverse(), "combine")
+
+    def end_back(self) -> Tensor:
+        """Sum of each row's results, once they are there: [N, D]."""
+        returned_SD = self._results.wait()
+        del self._results
         return self.copies.sum(returned_SD)
 
 
@@ -138,7 +143,17 @@ class ExpertParallelDispatcher:
 
     def combine(self, rows_RD: Tensor, sent: SentToExperts) -> Tensor:
         """Weighted sum [N, D] of what the experts made of each token."""
+        self.begin_combine(rows_RD, sent)
+        return self.end_combine(sent)
+
+    def begin_combine(self, rows_RD: Tensor, sent: SentToExperts) -> None:
+        """Combine up to the last transfer, which is then under way; there is time for something else."""
         results = sent.copies.sum(rows_RD, sent.weights_L)
-        for leg in reversed(sent.legs):
-            results = leg.back(results)
-        return results
+        for leg in reversed(sent.legs[1:]):
+            leg.begin_back(results)
+            results = leg.end_back()
+        sent.legs[0].begin_back(results)
+
+    def end_combine(self, sent: SentToExperts) -> Tensor:
+        """What `combine` gives, after `begin_combine`."""
+        return sent.legs[0].end_back()

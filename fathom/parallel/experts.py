@@ -1,11 +1,11 @@
-"""Which experts are here: a model's routed experts cut down to this rank's, and put together again."""
+"""Which experts are here: a model's routed experts cut down to this rank's.
+
+`fathom.parallel.pieces` says how the parts are called, `Parallel.whole_weights` puts them together.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
-import torch
-from torch import Tensor, nn
+from torch import nn
 
 from fathom.model import Transformer
 from fathom.model.moe import Experts, MoE
@@ -50,16 +50,3 @@ def sharded_names(model: Transformer) -> set[str]:
         if isinstance(module, Experts)
         for name, _ in module.named_parameters()
     }
-
-
-@torch.no_grad()
-def whole_tensors(
-    model: Transformer, tensors: dict[str, Tensor], mesh: Mesh
-) -> Iterator[tuple[str, Tensor]]:
-    """(name, whole tensor) of tensors that go by the names of the model's, one at a time; all ranks together.
-
-    What is not an expert's is given as it is. Nobody holds more than one whole tensor that the caller does not keep.
-    """
-    sharded = sharded_names(model)
-    for name, tensor in tensors.items():
-        yield name, mesh.ep.gather(tensor) if name in sharded else tensor

@@ -6,6 +6,7 @@ axes have in common is made once, and a group of one rank is none and costs noth
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
@@ -16,6 +17,11 @@ from torch import Tensor
 
 from fathom.errors import ParallelError
 from fathom.parallel.layout import Layout
+
+
+def _collective(new: str, old: str) -> Callable[..., Any]:
+    """torch 2.13 has new names for some and warns of the old ones, which are all that 2.11 has."""
+    return getattr(dist, new, None) or getattr(dist, old)
 
 
 @dataclass(frozen=True)
@@ -45,7 +51,8 @@ class Group:
         if self.handle is None:
             return tensor
         out = tensor.new_empty(self.size * tensor.shape[0], *tensor.shape[1:])
-        dist.all_gather_into_tensor(out, tensor.contiguous(), group=self.handle)
+        gather = _collective("all_gather_single", "all_gather_into_tensor")
+        gather(out, tensor.contiguous(), group=self.handle)
         return out
 
     def scatter_sum(self, tensor: Tensor) -> Tensor:
@@ -53,7 +60,8 @@ class Group:
         if self.handle is None:
             return tensor
         out = tensor.new_empty(tensor.shape[0] // self.size, *tensor.shape[1:])
-        dist.reduce_scatter_tensor(out, tensor.contiguous(), group=self.handle)
+        scatter = _collective("reduce_scatter_single", "reduce_scatter_tensor")
+        scatter(out, tensor.contiguous(), group=self.handle)
         return out
 
 

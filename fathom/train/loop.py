@@ -3,6 +3,9 @@
 Everything that is not training (logs, evaluation, samples, checkpoints, progress) is a callback, called after each step
 in the order given. Nothing here looks at a clock to decide anything, so the same recipe computes the same numbers
 wherever it was interrupted.
+
+On several ranks each runs this loop. `parallel` says which rows of a batch are a rank's own and makes the sums over
+ranks; all that is decided is decided by sums, and so by all ranks alike. On one, it does nothing.
 """
 
 from __future__ import annotations
@@ -18,6 +21,7 @@ from torch import Tensor
 
 from fathom.data.loader import Ahead, Batch, Loader
 from fathom.model import Losses, Transformer, losses, update_bias
+from fathom.parallel import Parallel
 from fathom.train.ema import Ema, EmaConfig
 from fathom.train.guard import Guard, GuardConfig, Verdict
 from fathom.train.optimizer import OptimConfig, build_adamw, clip, set_learning_rate
@@ -32,6 +36,7 @@ class Trainer:
     optimizer: torch.optim.AdamW
     optim: OptimConfig
     guard: Guard
+    parallel: Parallel
     ema: Ema | None = None
     step: int = 0
     tokens: int = 0
@@ -45,11 +50,14 @@ class Trainer:
         optim: OptimConfig,
         guard: GuardConfig | None = None,
         ema: EmaConfig | None = None,
+        parallel: Parallel | None = None,
     ) -> Trainer:
-        """A trainer at step 0, without a guard or an average unless told."""
+        """A trainer at step 0, without a guard or an average, and in one process, unless told."""
+        parallel = parallel or Parallel(model)
         watch = Guard(guard or GuardConfig(action="off"), optim.clip_norm)
         average = Ema(model, ema) if ema and ema.decay else None
-        return cls(model.train(), build_adamw(model, optim), optim, watch, average)
+        optimizer = build_adamw(model, optim, parallel)
+        return cls(model.train(), optimizer, optim, watch, parallel, average)
 
 
 @dataclass
@@ -141,8 +149,10 @@ def train_step(trainer: Trainer, plan: StagePlan, reader: Ahead, step: int) -> S
     rows = plan.rows(step, passed_over)
     assert rows is not None
     batch = reader.batch(rows, then=plan.rows(step + 1, passed_over))
-    found = accumulate_gradients(trainer.model, batch, plan.micro_batch, moment)
-    grad_norm = clip(trainer.model, trainer.optim.clip_norm).item()
+    mine = trainer.parallel.rows(moment.batch)
+    found = accumulate_gradients(trainer.model, batch, plan.micro_batch, moment, mine)
+    found = trainer.parallel.reduce(found)
+    grad_norm = clip(trainer.model, trainer.optim.clip_norm, trainer.parallel).item()
     verdict = trainer.guard.judge(moment, found.main.item(), found.total.item(), grad_norm)
     if verdict.learns:
         learn(trainer, moment)
@@ -168,6 +178,7 @@ def learn(trainer: Trainer, moment: Moment) -> None:
         trainer.ema.wait()
     set_learning_rate(trainer.optimizer, moment.lr)
     trainer.optimizer.step()
+    trainer.parallel.share()
     trainer.optimizer.zero_grad()
     update_bias(trainer.model, moment.gamma)
     if trainer.ema:
@@ -181,20 +192,26 @@ def forget(trainer: Trainer) -> None:
 
 
 def accumulate_gradients(
-    model: Transformer, batch: Batch, micro_batch: int, moment: Moment
+    model: Transformer,
+    batch: Batch,
+    micro_batch: int,
+    moment: Moment,
+    mine: range | None = None,
 ) -> Losses:
     """Gradients of the mean loss over the batch, a micro-batch at a time; detached sums.
 
+    Of the batch's rows only `mine` are computed, by default all; what all ranks have found, summed, is the batch's.
     Weighting each part by its share gives the whole batch's mean: by its share of targets what is a mean over targets,
     by its share of sequences the balance loss, which is one over sequences (eq 17).
     """
     targets_B = batch.targets()
+    mine = mine or range(len(targets_B))
     parts, shares = [], []
-    for start in range(0, len(targets_B), micro_batch):
-        rows = slice(start, start + micro_batch)
+    for start in range(mine.start, mine.stop, micro_batch):
+        rows = slice(start, min(start + micro_batch, mine.stop))
         some_B = targets_B[rows]
-        found = some_B.sum() / targets_B.sum(), torch.tensor(len(some_B)) / len(targets_B)
-        shares.append(Share(found[0].item(), found[1].item()))
+        of_targets = some_B.sum().item() / max(targets_B.sum().item(), 1)
+        shares.append(Share(of_targets, len(some_B) / len(targets_B)))
         parts.append(_micro_batch(model, batch, rows, shares[-1], moment))
     return _weighted(parts, shares, moment.mtp_weight)
 

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from fathom.errors import RecipeError
+from fathom.parallel import Parallel
 
 
 @dataclass(frozen=True)
@@ -44,12 +45,19 @@ class OptimConfig:
             )
 
 
-def build_adamw(model: nn.Module, config: OptimConfig) -> torch.optim.AdamW:
-    """One parameter group with decay for matrices, one without for norms; the fused form."""
-    parameters = list(model.parameters())
+def build_adamw(
+    model: nn.Module, config: OptimConfig, parallel: Parallel | None = None
+) -> torch.optim.AdamW:
+    """One parameter group with decay for matrices, one without for norms; the fused form.
+
+    With `parallel` it has the pieces of the parameters that this rank updates.
+    """
+    pairs = [(p, p) for p in model.parameters()]
+    if parallel:
+        pairs = [(piece.of.parameter, piece.part) for piece in parallel.pieces]
     groups = [
-        {"params": [p for p in parameters if p.dim() > 1], "weight_decay": config.weight_decay},
-        {"params": [p for p in parameters if p.dim() == 1], "weight_decay": 0.0},
+        {"params": [p for of, p in pairs if of.dim() > 1], "weight_decay": config.weight_decay},
+        {"params": [p for of, p in pairs if of.dim() == 1], "weight_decay": 0.0},
     ]
     betas = (config.beta1, config.beta2)
     return torch.optim.AdamW(groups, lr=0.0, betas=betas, eps=config.eps, fused=True)
@@ -61,10 +69,16 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
         group["lr"] = lr
 
 
-def clip(model: nn.Module, largest: float) -> Tensor:
-    """Scale the gradient down to norm `largest` if it is longer; its norm before that."""
-    parameters = [p for p in model.parameters() if p.grad is not None]
-    norm = nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+def clip(model: nn.Module, largest: float, parallel: Parallel | None = None) -> Tensor:
+    """Scale the gradient down to norm `largest` if it is longer; its norm before that.
+
+    With `parallel` it is the norm over all ranks.
+    """
+    if parallel:
+        parameters, norm = parallel.trained(), parallel.gradient_norm()
+    else:
+        parameters = [p for p in model.parameters() if p.grad is not None]
+        norm = nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
     if norm > largest:  # multiplying all of it by one takes as long as the optimiser's step
         nn.utils.clip_grads_with_norm_(parameters, largest, norm)
     return norm

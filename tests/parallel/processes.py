@@ -29,17 +29,20 @@ def run(
     Fails with the traceback of every rank that raised, and with the names of those that were not done in time. What
     ranks give back is pickled.
     """
-    store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
     fork = multiprocessing.get_context("fork")
     children: list[tuple[BaseProcess, Connection]] = []
     for rank in range(ranks):
-        reader, writer = fork.Pipe(duplex=False)
-        target = (writer, store.port, rank, ranks, seconds, function, arguments)
+        ours, theirs = fork.Pipe()
+        target = (theirs, rank, ranks, seconds, function, arguments)
         child = fork.Process(target=_child, args=target, daemon=True)
         child.start()
-        writer.close()
-        children.append((child, reader))
+        theirs.close()
+        children.append((child, ours))
+    # the store has a thread, and what a thread holds at the moment of a fork stays held in the child: so it comes last
+    store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
     try:
+        for _, ours in children:
+            ours.send(store.port)
         return _collect(children, seconds)
     finally:
         for child, reader in children:
@@ -75,8 +78,7 @@ def _answer(reader: Connection) -> tuple[Any, str]:
 
 
 def _child(
-    writer: Connection,
-    port: int,
+    parent: Connection,
     rank: int,
     ranks: int,
     seconds: float,
@@ -87,11 +89,11 @@ def _child(
     torch.manual_seed(0)
     limit = timedelta(seconds=seconds)
     try:
-        store = dist.TCPStore("127.0.0.1", port, is_master=False, timeout=limit)
+        store = dist.TCPStore("127.0.0.1", parent.recv(), is_master=False, timeout=limit)
         dist.init_process_group("gloo", store=store, rank=rank, world_size=ranks, timeout=limit)
         answer = pickle.dumps((function(*arguments), ""))
     except BaseException:
         answer = pickle.dumps((None, traceback.format_exc()))
-    writer.send_bytes(answer)
-    writer.close()
+    parent.send_bytes(answer)
+    parent.close()
     os._exit(0)

@@ -217,7 +217,9 @@ def test_a_step_that_is_not_finite_stops_before_anything_changes(
 
         monkeypatch.setattr(loop, "accumulate_gradients", not_finite)
     else:
-        monkeypatch.setattr(loop, "clip", lambda model, largest: torch.tensor(float("inf")))
+        monkeypatch.setattr(
+            loop, "clip", lambda model, largest, parallel: torch.tensor(float("inf"))
+        )
     with pytest.raises(FathomError, match=r"not finite at step 2;.*learning rate"):
         train_stage(trainer, plan(), [])
     assert trainer.step == 1

@@ -1,0 +1,160 @@
+"""A model in training on a mesh: what has to be the same whichever way it is laid out (report §3.2).
+
+The loop computes gradients of its rows of the batch, weighted by their share of the *whole* batch,
+so that sums over ranks are the whole batch's means. Here those sums are made: gradients over the
+ranks that hold the same parameter (all of dp, but for experts the dp / ep that hold the same ones;
+what an expert's tokens of other ranks have to say has come back with the all-to-all), losses and
+expert loads over dp, squares of the gradient norm over everyone and each number once. The router
+biases move by the summed loads, the guard judges by summed numbers: every rank decides alike. What
+is not a number on one rank is none in the sums, so that all of them skip or stop together.
+
+Alone, nothing of this costs anything or changes a bit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+
+import torch
+from torch import Tensor, nn
+
+from fathom.model import Losses, Transformer
+from fathom.parallel.experts import shard_experts
+from fathom.parallel.mesh import Mesh
+from fathom.parallel.pieces import Piece, Shard, named, optimizer_shards, weight_shards
+from fathom.parallel.zero import BUCKET_BYTES, Bucket, grouped
+
+
+class Parallel:
+    """One model's life in a mesh; by default of one process."""
+
+    def __init__(
+        self,
+        model: Transformer,
+        mesh: Mesh | None = None,
+        zero1: bool = True,
+        bucket_bytes: int = BUCKET_BYTES,
+    ) -> None:
+        """Takes the model's experts apart and, with ZeRO-1, moves its parameters into buckets; all ranks together.
+
+        So it comes before anything that holds on to parameters or their memory. All ranks bring the same weights.
+        Raises `ParallelError` when the model cannot be laid out so.
+        """
+        self.model, self.mesh = model, mesh or Mesh.alone()
+        self.traffic = shard_experts(model, self.mesh)
+        self.named = named(model, self.mesh)
+        self.lists = grouped(self.named, bucket_bytes)
+        self.zero1 = zero1 and self.mesh.dp.size > 1
+        self.buckets = [Bucket(members) for members in self.lists] if self.zero1 else []
+        self.pieces = [piece for bucket in self.buckets for piece in bucket.pieces]
+        if not self.zero1:
+            self.pieces = [Piece(one, one.parameter) for one in self.named]
+
+    @property
+    def alone(self) -> bool:
+        """Whether this is the only process."""
+        return self.mesh.world.size == 1
+
+    def rows(self, batch: int) -> range:
+        """This rank's sequences of a batch. Raises `ParallelError` when they cannot be shared out evenly."""
+        return self.mesh.layout.rows(batch, self.mesh.dp.place)
+
+    # --- after the backward passes ---------------------------------------------------------------
+
+    def reduce(self, found: Losses) -> Losses:
+        """Sum gradients, losses and expert loads of all ranks; the losses of the whole batch.
+
+        `found` holds this rank's losses times its shares of the batch. With ZeRO-1 the parameters' gradients are gone
+        afterwards, each rank has those of its pieces.
+        """
+        if self.alone:
+            return found
+        self._reduce_gradients()
+        return self._reduce_numbers(found)
+
+    def _reduce_gradients(self) -> None:
+        for bucket in self.buckets:
+            bucket.reduce()
+        for members in [] if self.zero1 else self.lists:
+            gradients = [p.grad for p in (one.parameter for one in members) if p.grad is not None]
+            if gradients and members[0].copies.size > 1:
+                sums = members[0].copies.sum(torch.cat([g.reshape(-1) for g in gradients]))
+                runs = sums.split([g.numel() for g in gradients])
+                for gradient, run in zip(gradients, runs, strict=True):
+                    gradient.copy_(run.view_as(gradient))
+
+    def _reduce_numbers(self, found: Losses) -> Losses:
+        """One small all-reduce in float64, which holds loads below 2^53 exactly."""
+        losses = [found.main, found.mtp, found.balance, found.total, *found.mtp_by_depth]
+        loads = [found.expert_load, *(router.expert_load for router in self.model.routers())]
+        device = found.main.device
+        parts = [torch.stack([loss.double() for loss in losses])]
+        parts += [load.flatten().to(device, torch.float64) for load in loads]
+        sums = self.mesh.dp.sum(torch.cat(parts)).split([len(part) for part in parts])
+        main, mtp, balance, total, *by_depth = sums[0].to(found.main.dtype).unbind()
+        for router, load in zip(self.model.routers(), sums[2:], strict=True):
+            router.expert_load.copy_(load)
+        return replace(
+            found,
+            main=main,
+            mtp=mtp,
+            balance=balance,
+            total=total,
+            mtp_by_depth=tuple(by_depth),
+            expert_load=sums[1].to(found.expert_load).view_as(found.expert_load),
+        )
+
+    # --- the update ------------------------------------------------------------------------------
+
+    def trained(self) -> list[nn.Parameter]:
+        """What has a gradient and is updated here."""
+        return [piece.part for piece in self.pieces if piece.part.grad is not None]
+
+    def gradient_norm(self) -> Tensor:
+        """Norm of the whole gradient, each number counted once; after `reduce`."""
+        if self.alone:
+            return nn.utils.get_total_norm([p.grad for p in self.trained() if p.grad is not None])
+        once = [piece for piece in self.pieces if self.zero1 or piece.of.copies.place == 0]
+        gradients = [piece.part.grad for piece in once if piece.part.grad is not None]
+        square = nn.utils.get_total_norm(gradients).to(self._device(), torch.float64).square()
+        return self.mesh.world.sum(square).sqrt().to(self.named[0].parameter.dtype)
+
+    def share(self) -> None:
+        """Bring what each rank has updated to all; after the optimiser's step."""
+        for bucket in self.buckets:
+            bucket.share()
+
+    def _device(self) -> torch.device:
+        return self.named[0].parameter.device
+
+    # --- for checkpoints and comparisons ---------------------------------------------------------
+
+    def weight_shards(self) -> Iterator[Shard]:
+        """The masters that this rank updates, by the parameters' names. After filling them, `share`."""
+        return weight_shards(self.pieces, self.zero1)
+
+    def optimizer_shards(self, optimizer: torch.optim.Optimizer) -> Iterator[Shard]:
+        """AdamW's state that this rank keeps, by name (`fathom.parallel.pieces`)."""
+        return optimizer_shards(self.pieces, optimizer, self.zero1)
+
+    def whole_gradients(self) -> Iterator[tuple[str, Tensor]]:
+        """(name, gradient of one process) after `reduce`, one at a time, zero where there is none.
+
+        All ranks together.
+        """
+        for bucket in self.buckets:
+            for one, gradient in bucket.whole(lambda piece: piece.part.grad):
+                yield one.name, self._whole(one.shape, gradient)
+        for piece in [] if self.zero1 else self.pieces:
+            part = piece.part
+            found = torch.zeros_like(part) if part.grad is None else part.grad
+            yield piece.of.name, self._whole(piece.of.shape, found)
+
+    def whole_weights(self) -> Iterator[tuple[str, Tensor]]:
+        """(name, parameter of one process), one at a time; all ranks together."""
+        for one in self.named:
+            yield one.name, self._whole(one.shape, one.parameter.detach())
+
+    def _whole(self, shape: torch.Size, tensor: Tensor) -> Tensor:
+        return tensor if tensor.shape == shape else self.mesh.ep.gather(tensor)
