@@ -23,7 +23,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from fathom.errors import ParallelError
 from fathom.kernels.put_off import PutOff, Task, run_tasks
@@ -33,7 +33,8 @@ from fathom.model.moe import Experts
 from fathom.model.objective import Rows
 from fathom.parallel.mesh import Group
 from fathom.parallel.pipeline.mail import Mail
-from fathom.parallel.pipeline.stages import Passed, Stage, Weights, moe_blocks
+from fathom.parallel.pipeline.plan import Plan
+from fathom.parallel.pipeline.stages import Passed, Stage, Weights, keep_stages, load_rows
 from fathom.parallel.schedules import (
     Action,
     Receive,
@@ -43,6 +44,8 @@ from fathom.parallel.schedules import (
     program,
     singles,
 )
+
+Program = tuple[Step | Send | Receive, ...]
 
 
 @dataclass(frozen=True)
@@ -66,41 +69,49 @@ class _Held:
 
 
 class Pipeline:
-    """One rank of a schedule, with the stages it holds."""
+    """One rank of a pipeline, with the stages it holds."""
 
-    def __init__(
-        self, model: Transformer, schedule: Schedule, layers: Sequence[range], group: Group
-    ) -> None:
-        """`model` as `keep_stages` left it; its products learn to put gradients off. `group`: the ranks."""
-        if group.size != schedule.ranks:
+    def __init__(self, model: Transformer, plan: Plan, group: Group) -> None:
+        """`model` a whole one, of which only this rank's stages stay; its products learn to put gradients off.
+
+        `group`: the pipeline's ranks.
+        """
+        if group.size != plan.ranks:
             raise ParallelError(
-                f"{schedule.name} is for {schedule.ranks} ranks, the pipeline has {group.size}; make the schedule for "
-                f"as many"
+                f"the plan is for {plan.ranks} ranks, the pipeline has {group.size}; make it for as many"
             )
-        self.model, self.schedule, self.group = model, schedule, group
-        self.program = program(schedule)[group.place]
-        last = schedule.stages - 1
+        self.plan, self.group = plan, group
+        parts, last = plan.placement[group.place], plan.stages - 1
+        self.model = keep_stages(model, {part.stage for part in parts}, plan.layers)
         self.stages = {
-            part: Stage(model, layers[part.stage], part.stage == last)
-            for part in schedule.placement[group.place]
+            part: Stage(model, plan.layers[part.stage], part.stage == last) for part in parts
         }
         self.put_off = PutOff()
         for module in model.modules():
             if isinstance(module, Linear | Experts):
                 module.matmul = _Putting(module.matmul, self.put_off)
+        self._programs: dict[int, tuple[Schedule, Program]] = {}
         self.bytes_sent = 0
 
     def run(self, microbatches: Sequence[MicroBatch], weights: Weights) -> Losses:
         """Gradients of the batch's mean loss, added to this rank's parameters; what this rank saw of the losses.
 
         The losses of all ranks of the pipeline add up to the batch's; so do the loads, [M, E] over all MoE blocks.
+        Raises `ScheduleError` where the schedule does not work with so many micro-batches.
         """
-        if len(microbatches) != self.schedule.microbatches:
-            raise ParallelError(
-                f"the schedule is for {self.schedule.microbatches} micro-batches, there are {len(microbatches)}; "
-                f"make it for as many"
-            )
-        return _Running(self, microbatches, weights).run()
+        schedule, program = self._program(len(microbatches))
+        found = _Running(self, schedule, microbatches, weights).run(program)
+        embedding = self.model.model.embed_tokens
+        if isinstance(embedding, nn.Embedding) and embedding.weight.grad is None:
+            # A copy for MTP in a step without it: the copy of the first stage has one.
+            embedding.weight.grad = torch.zeros_like(embedding.weight)
+        return found
+
+    def _program(self, microbatches: int) -> tuple[Schedule, Program]:
+        if microbatches not in self._programs:
+            made = self.plan.schedule(microbatches)
+            self._programs[microbatches] = made, program(made)[self.group.place]
+        return self._programs[microbatches]
 
 
 class _Putting:
@@ -117,9 +128,13 @@ class _Running:
     """One step of a pipeline."""
 
     def __init__(
-        self, pipeline: Pipeline, microbatches: Sequence[MicroBatch], weights: Weights
+        self,
+        pipeline: Pipeline,
+        schedule: Schedule,
+        microbatches: Sequence[MicroBatch],
+        weights: Weights,
     ) -> None:
-        self.pipeline, self.schedule, self.weights = pipeline, pipeline.schedule, weights
+        self.pipeline, self.schedule, self.weights = pipeline, schedule, weights
         parameter = next(pipeline.model.parameters())
         self.device = parameter.device
         self.dtype = pipeline.model.compute_dtype or parameter.dtype
@@ -129,8 +144,8 @@ class _Running:
         self.held: dict[tuple[int, int, int], _Held] = {}
         self.total = self._nothing()
 
-    def run(self) -> Losses:
-        for item in self.pipeline.program:
+    def run(self, program: Program) -> Losses:
+        for item in program:
             if isinstance(item, Receive):
                 rows = self.rows[item.transfer.microbatch].inputs
                 self.mail.receive(
@@ -213,6 +228,12 @@ class _Running:
             pairs = zip(total.mtp_by_depth, found.mtp_by_depth, strict=True)
             total.mtp_by_depth = tuple(a + b.double() * part.targets for a, b in pairs)
         total.total = total.main + self.weights.mtp * total.mtp + total.balance
-        stage = self.pipeline.stages[action.part]
-        blocks = moe_blocks(stage.model, stage.layers, stage.last)[: len(passed.load)]
-        total.expert_load[blocks] += passed.load
+        total.expert_load[self._rows_of(action)[: len(passed.load)]] += passed.load
+
+    def _rows_of(self, action: Action) -> list[int]:
+        """Of `expert_load`, those that the stage's MoE blocks fill; MTP's last, where it has any."""
+        stage, config = self.pipeline.stages[action.part], self.pipeline.model.config
+        rows, depth = load_rows(config), config.num_nextn_predict_layers
+        further = range(config.num_hidden_layers, config.num_hidden_layers + depth)
+        layers = [*stage.layers, *(further if stage.last else ())]
+        return [rows[layer] for layer in layers if layer in rows]
