@@ -13,7 +13,7 @@ Alone, nothing of this costs anything or changes a bit.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 
 import torch
@@ -22,7 +22,14 @@ from torch import Tensor, nn
 from fathom.model import Losses, Transformer
 from fathom.parallel.experts import shard_experts
 from fathom.parallel.mesh import Mesh
-from fathom.parallel.pieces import Piece, Shard, named, optimizer_shards, weight_shards
+from fathom.parallel.pieces import (
+    Piece,
+    Shard,
+    model_shards,
+    named,
+    optimizer_shards,
+    weight_shards,
+)
 from fathom.parallel.zero import BUCKET_BYTES, Bucket, grouped
 
 
@@ -133,6 +140,10 @@ class Parallel:
     def weight_shards(self) -> Iterator[Shard]:
         """The masters that this rank updates, by the parameters' names. After filling them, `share`."""
         return weight_shards(self.pieces, self.zero1)
+
+    def model_shards(self, tensors: Mapping[str, Tensor]) -> Iterator[Shard]:
+        """Tensors that go by the model's names, like router biases and the average of the weights."""
+        return model_shards(tensors, self.named, self.mesh)
 
     def optimizer_shards(self, optimizer: torch.optim.Optimizer) -> Iterator[Shard]:
         """AdamW's state that this rank keeps, by name (`fathom.parallel.pieces`)."""
