@@ -254,6 +254,17 @@ def test_twenty_steps_have_the_same_losses(case: Case) -> None:
             assert torch.equal(record.expert_load, one.expert_load), step
 
 
+@pytest.mark.slow
+def test_the_same_layout_twice_is_equal_bit_for_bit() -> None:
+    """What a resumed run is measured by: sums over ranks are made in the same order every time."""
+    case = Case(dp(4, ep=2), dtype=torch.float32)
+    once, again = (run(trains, 4, case, seconds=120) for _ in range(2))
+    for one, other in zip(once, again, strict=True):
+        for a, b in zip(one.records, other.records, strict=True):
+            assert (a.loss, a.mtp_loss, a.grad_norm) == (b.loss, b.mtp_loss, b.grad_norm)
+        assert all(torch.equal(weight, other.weights[name]) for name, weight in one.weights.items())
+
+
 @pytest.mark.parametrize("case", LAYOUTS)
 def test_twenty_steps_lead_to_the_same_weights(case: Case) -> None:
     """And the same average of them; the router biases are equal bit for bit."""
