@@ -1,6 +1,6 @@
 """A model in training on a mesh: what has to be the same whichever way it is laid out (report §3.2).
 
-The loop computes gradients of its rows of the batch, weighted by their share of the *whole* batch,
+The loop reads a rank's rows of the batch and computes gradients weighted by their share of the *whole* batch,
 so that sums over ranks are the whole batch's means. Here those sums are made: gradients over the
 ranks that hold the same parameter (all of dp, but for experts the dp / ep that hold the same ones;
 what an expert's tokens of other ranks have to say has come back with the all-to-all), losses and
@@ -64,8 +64,17 @@ class Parallel:
         return self.mesh.world.size == 1
 
     def rows(self, batch: int) -> range:
-        """This rank's sequences of a batch. Raises `ParallelError` when they cannot be shared out evenly."""
+        """This rank's sequences of a batch, consecutive ones.
+
+        Raises `ParallelError` when they cannot be shared out evenly.
+        """
         return self.mesh.layout.rows(batch, self.mesh.dp.place)
+
+    def total(self, number: int) -> int:
+        """Sum of a number that each rank has of its rows."""
+        if self.alone:
+            return number
+        return int(self.mesh.dp.sum(torch.tensor(number, device=self._device())))
 
     # --- after the backward passes ---------------------------------------------------------------
 

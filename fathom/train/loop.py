@@ -102,11 +102,12 @@ class StagePlan:
     stop: Callable[[], bool] = field(default=lambda: False)
     """Asked after each step; True ends the stage early."""
 
-    def rows(self, step: int, passed_over: int) -> tuple[int, int] | None:
-        """(first sequence, how many) of a step, or None behind the stage's end."""
+    def rows(self, step: int, passed_over: int, parallel: Parallel) -> tuple[int, int] | None:
+        """(first sequence, how many) that this rank reads for a step, or None behind the stage's end."""
         if step > self.last_step:
             return None
-        return self.first_sequence(step) + passed_over, self.moment(step).batch
+        mine = parallel.rows(self.moment(step).batch)
+        return self.first_sequence(step) + passed_over + mine.start, len(mine)
 
 
 class RollBack(Exception):
@@ -146,11 +147,12 @@ def train_step(trainer: Trainer, plan: StagePlan, reader: Ahead, step: int) -> S
     started = time.perf_counter()
     moment = plan.moment(step)
     passed_over = trainer.passed_over.get(moment.stage, 0)
-    rows = plan.rows(step, passed_over)
+    rows = plan.rows(step, passed_over, trainer.parallel)
     assert rows is not None
-    batch = reader.batch(rows, then=plan.rows(step + 1, passed_over))
-    mine = trainer.parallel.rows(moment.batch)
-    found = accumulate_gradients(trainer.model, batch, plan.micro_batch, moment, mine)
+    batch = reader.batch(rows, then=plan.rows(step + 1, passed_over, trainer.parallel))
+    first = plan.first_sequence(step) + passed_over
+    whole = Whole(trainer.parallel.total(int(batch.targets().sum())), moment.batch)
+    found = accumulate_gradients(trainer.model, batch, plan.micro_batch, moment, whole)
     found = trainer.parallel.reduce(found)
     grad_norm = clip(trainer.model, trainer.optim.clip_norm, trainer.parallel).item()
     verdict = trainer.guard.judge(moment, found.main.item(), found.total.item(), grad_norm)
@@ -166,8 +168,8 @@ def train_step(trainer: Trainer, plan: StagePlan, reader: Ahead, step: int) -> S
         grad_norm,
         time.perf_counter() - started,
         found.expert_load,
-        batch.sources,
-        rows[0],
+        plan.loader.sources(first, moment.batch),
+        first,
         verdict,
     )
 
@@ -196,24 +198,31 @@ def accumulate_gradients(
     batch: Batch,
     micro_batch: int,
     moment: Moment,
-    mine: range | None = None,
+    whole: Whole | None = None,
 ) -> Losses:
     """Gradients of the mean loss over the batch, a micro-batch at a time; detached sums.
 
-    Of the batch's rows only `mine` are computed, by default all; what all ranks have found, summed, is the batch's.
     Weighting each part by its share gives the whole batch's mean: by its share of targets what is a mean over targets,
-    by its share of sequences the balance loss, which is one over sequences (eq 17).
+    by its share of sequences the balance loss, which is one over sequences (eq 17). `whole` tells what other ranks
+    have of the batch too; then the mean is the sum over all ranks.
     """
     targets_B = batch.targets()
-    mine = mine or range(len(targets_B))
+    whole = whole or Whole(int(targets_B.sum()), len(targets_B))
     parts, shares = [], []
-    for start in range(mine.start, mine.stop, micro_batch):
-        rows = slice(start, min(start + micro_batch, mine.stop))
-        some_B = targets_B[rows]
-        of_targets = some_B.sum().item() / max(targets_B.sum().item(), 1)
-        shares.append(Share(of_targets, len(some_B) / len(targets_B)))
+    for start in range(0, len(targets_B), micro_batch):
+        rows = slice(start, start + micro_batch)
+        targets = int(targets_B[rows].sum())
+        of_sequences = len(targets_B[rows]) / whole.sequences
+        shares.append(Share(targets / max(whole.targets, 1), of_sequences))
         parts.append(_micro_batch(model, batch, rows, shares[-1], moment))
     return _weighted(parts, shares, moment.mtp_weight)
+
+
+class Whole(NamedTuple):
+    """What there is to a batch, on all ranks together."""
+
+    targets: int
+    sequences: int
 
 
 class Share(NamedTuple):

@@ -29,6 +29,7 @@ from fathom.train.loop import (
     StagePlan,
     StepRecord,
     Trainer,
+    Whole,
     accumulate_gradients,
     forget,
     train_stage,
@@ -175,10 +176,13 @@ class Watched:
 
 
 def first_gradients(trainer: Trainer, case: Case) -> dict[str, Tensor]:
-    batch = plan(case).loader.batch(0, BATCH)
-    assert len(set(batch.targets().tolist())) > 2
     mine = trainer.parallel.rows(BATCH)
-    found = accumulate_gradients(trainer.model, batch, case.micro_batch, moment(1), mine)
+    batch = plan(case).loader.batch(mine.start, len(mine))
+    whole = Whole(trainer.parallel.total(int(batch.targets().sum())), BATCH)
+    assert (
+        whole.targets % BATCH and whole.targets < BATCH * SEQ_LEN
+    )  # not all sequences have as many
+    found = accumulate_gradients(trainer.model, batch, case.micro_batch, moment(1), whole)
     trainer.parallel.reduce(found)
     gradients = {name: g.clone() for name, g in trainer.parallel.whole_gradients()}
     forget(trainer)

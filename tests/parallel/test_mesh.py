@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import time
 
@@ -98,6 +99,12 @@ def test_every_failing_rank_is_told() -> None:
         run(second_rank_fails, 3)
     assert "rank 1:" in str(failure.value) and "ValueError: as planned" in str(failure.value)
     assert "rank 2:\nended without a word" in str(failure.value)
+    assert run(collects_garbage, 2) == [1, 1]  # what failed before is still held by `failure`
+
+
+def collects_garbage() -> int:
+    gc.collect()
+    return int(Mesh(Layout(dp=2)).world.sum(torch.tensor(dist.get_rank())))
 
 
 def first_rank_sleeps() -> None:
