@@ -38,8 +38,8 @@ def run(
         child.start()
         theirs.close()
         children.append((child, ours))
-    # the store has a thread: a fork would copy what that thread holds but not the thread, and a child could wait for it
-    # for ever; so the store is made after the forks and, failed or not, gone before the next ones
+    # The store has a thread, which a fork does not copy. A child that frees a copied store waits for that thread for
+    # ever, and it frees one when it finds it among its garbage. So there is none at any fork.
     store: dist.TCPStore | None = dist.TCPStore(
         "127.0.0.1", 0, is_master=True, wait_for_workers=False
     )
