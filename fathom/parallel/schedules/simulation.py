@@ -18,7 +18,7 @@ from functools import cached_property
 
 from fathom.errors import ScheduleError
 from fathom.parallel.schedules.actions import Pair, Schedule, Step, Transfer, singles
-from fathom.parallel.schedules.legality import check, inputs, order_of_running, outputs
+from fathom.parallel.schedules.legality import inputs, order_of_running, outputs
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,7 +118,6 @@ def simulate(schedule: Schedule, costs: Costs | None = None) -> Simulation:
 
     Raises `ScheduleError`, naming rank and action, for a schedule that would not run.
     """
-    check(schedule)
     costs = costs or Costs()
     if costs.stage_factors and len(costs.stage_factors) != schedule.stages:
         raise ScheduleError(
