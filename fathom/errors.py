@@ -34,6 +34,10 @@ class ServingError(FathomError):
     """A server that cannot be started with these settings, or a request that it refuses."""
 
 
+class PlanError(FathomError, ValueError):
+    """A cluster or a layout that cannot be planned with: unknown, contradicting itself, too small for the model."""
+
+
 def did_you_mean(name: str, known: Iterable[str], otherwise: str = "known are") -> str:
     """The remedy for a name that there is not: the nearest one that there is, or `otherwise` and all of them.
 
