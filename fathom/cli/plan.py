@@ -169,7 +169,7 @@ def _layout(recipe: Recipe, task: Task, stage: Stage, wishes: dict[str, Any]) ->
         raise PlanError(
             f"pp = {pp} must divide the {task.cluster.devices} devices of {task.cluster.name}; take a divisor"
         )
-    layout = replace(like, **wanted, pp=pp, dp=task.cluster.devices // pp)
+    layout = replace(like, **{**wanted, "pp": pp, "dp": task.cluster.devices // pp})
     return replace(layout, overlap=wanted.get("overlap", layout.plan.overlaps and pp > 1))
 
 

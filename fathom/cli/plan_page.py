@@ -165,9 +165,7 @@ def _memory(plan: Plan) -> str:
         f"The fullest rank, number {plan.fullest[0]} of a pipeline, by class. The dashed line is the device's "
         f"{gib(device.memory)}."
     )
-    ema = plan.host_ema_bytes
-    if ema:
-        caption += f" An average of the weights takes {gib(ema)} of host memory besides."
+    caption += f" An average of the weights, if kept, takes {gib(plan.host_ema_bytes)} of host memory besides."
     return f"<h2>Memory</h2>{framed(bars(rows, full, line), caption, wide=True)}"
 
 

@@ -106,7 +106,7 @@ def _head(console: Console, plan: Plan) -> None:
             (
                 "step",
                 (
-                    f"{task.batch:,} x {task.seq_len:,} tokens; {plan.micro_batches} micro-batches of "
+                    f"{task.batch:,} x {task.seq_len:,} tokens; {plan.micro_batches} micro-batch(es) of "
                     f"{layout.micro_batch} for each of {layout.dp} pipelines"
                 ),
             ),
@@ -152,10 +152,8 @@ def _memory(console: Console, plan: Plan) -> None:
         for name, one in plan.memory_otherwise.items()
         if name != f"recompute {plan.layout.recompute}"
     ]
-    lines = [("otherwise", "; ".join(others))]
-    if plan.host_ema_bytes:
-        lines.append(("on the host", f"{gib(plan.host_ema_bytes)} for an average of the weights"))
-    _lines(console, lines)
+    average = f"{gib(plan.host_ema_bytes)} if an average of the weights is kept"
+    _lines(console, [("otherwise", "; ".join(others)), ("on the host", average)])
 
 
 def bar(share: float, width: int = 24) -> str:
@@ -298,6 +296,8 @@ def _what_ifs(console: Console, plan: Plan) -> None:
 
 
 def _predictions(console: Console, plan: Plan) -> None:
+    if not plan.task.cluster.device.bf16:
+        return  # nobody publishes runs on such
     _title(console, "How far to believe it: published runs, the same constants")
     rows = [
         (
@@ -360,6 +360,7 @@ def _serving(console: Console, plan: Plan) -> None:
 
 def _candidates(console: Console, title: str, found: Sequence[Candidate]) -> None:
     if not found:
+        _title(console, "No other layout fits: take more devices or larger ones")
         return
     _title(console, title)
     rows = [

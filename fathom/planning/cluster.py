@@ -148,8 +148,8 @@ class Cluster:
 
     @property
     def name(self) -> str:
-        """As it is written: h800x2048."""
-        return f"{self.device.name}x{self.devices}"
+        """As it is written: h800x2048, laptop."""
+        return f"{self.device.name}x{self.devices}" if self.devices > 1 else self.device.name
 
     @property
     def nodes(self) -> int:

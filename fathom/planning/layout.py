@@ -45,8 +45,6 @@ class Layout:
     """Whether linear layers multiply in FP8, keep FP8 for backward and dispatch FP8 (§3.3)."""
     moment_bytes: int = 2
     """Of each of AdamW's moments: 2 (BF16, §3.3.3) or 4."""
-    ema: bool = True
-    """Whether an average of the weights is kept in host memory (§3.2.3)."""
     split: tuple[int, ...] | None = None
     """Layers of each stage; None: so that the heaviest stage is as light as it can be."""
 
@@ -57,9 +55,10 @@ class Layout:
 
     @property
     def name(self) -> str:
-        """In a few letters: pp16 dp128 ep64 DualPipe."""
+        """In a few letters: pp16 dp128 ep64 DualPipe; mb4 for micro-batches of four sequences."""
         pipeline = f" {self.schedule}" if self.pp > 1 else ""
-        return f"pp{self.pp} dp{self.dp} ep{self.ep}{pipeline}"
+        micro = f" mb{self.micro_batch}" if self.micro_batch > 1 else ""
+        return f"pp{self.pp} dp{self.dp} ep{self.ep}{micro}{pipeline}"
 
     @cached_property
     def plan(self) -> Schedule:
@@ -94,21 +93,20 @@ class Layout:
 
 
 REPORT = Layout(pp=16, dp=128, ep=64, schedule="DualPipe")
-"""Report §3.1-3.3: 16-way pipeline, 64-way experts, ZeRO-1, DualPipe, FP8, recomputation, BF16 moments, EMA on the
-host. The micro-batch of one sequence is our reading of the published traces (sequence 4,096)."""
+"""Report §3.1-3.3: 16-way pipeline, 64-way experts, ZeRO-1, DualPipe, FP8, recomputation, BF16 moments.
+The micro-batch of one sequence is our reading of the published traces (sequence 4,096)."""
 
 
 def check(layout: Layout, config: ModelConfig, cluster: Cluster, batch: int) -> None:
     """Raise `PlanError` unless this layout can be: value, constraint, remedy."""
-    _check_values(layout)
+    check_settings(layout, cluster)
     _check_counts(layout, config, cluster)
     _check_pipeline(layout, config)
     micro_batches(layout, batch)
-    if layout.fp8:
-        cluster.device.peak("fp8")
 
 
-def _check_values(layout: Layout) -> None:
+def check_settings(layout: Layout, cluster: Cluster) -> None:
+    """The part of `check` that no choice of pp, dp and ep mends."""
     for key in ("pp", "dp", "ep", "micro_batch", "interleave"):
         if getattr(layout, key) < 1:
             raise PlanError(f"{key} = {getattr(layout, key)} must be at least 1; raise it")
@@ -120,6 +118,8 @@ def _check_values(layout: Layout) -> None:
         raise PlanError(
             f"moment_bytes = {layout.moment_bytes} must be 2 (BF16) or 4 (FP32); choose one"
         )
+    if layout.fp8:
+        cluster.device.peak("fp8")
 
 
 def _check_counts(layout: Layout, config: ModelConfig, cluster: Cluster) -> None:

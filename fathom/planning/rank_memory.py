@@ -191,8 +191,8 @@ def fullest_rank(
 
 
 def host_ema_bytes(config: ModelConfig, layout: Layout, rank: int, mtp: bool = True) -> float:
-    """Bytes of host memory for the average of the weights (§3.2.3), FP32, sharded as the masters are."""
-    return 4 * _sharded(rank_parameters(config, layout, rank, mtp), layout) if layout.ema else 0.0
+    """Bytes of host memory of an average of the weights (§3.2.3), where one is kept: FP32, sharded as masters are."""
+    return 4 * _sharded(rank_parameters(config, layout, rank, mtp), layout)
 
 
 def fits(memory: RankMemory, device: Device) -> bool:

@@ -13,7 +13,7 @@ from math import log2
 from fathom.errors import PlanError
 from fathom.model import ModelConfig
 from fathom.planning.cluster import Cluster
-from fathom.planning.layout import REPORT, Layout, check, has_experts, micro_batches
+from fathom.planning.layout import REPORT, Layout, check, check_settings, has_experts, micro_batches
 from fathom.planning.rank_memory import RankMemory, fits, fullest_rank
 from fathom.planning.rates import Rates
 from fathom.planning.step_time import StepTime, step_time
@@ -95,6 +95,7 @@ def alternatives(task: Task, like: Layout, most: int = 5) -> list[Candidate]:
 
 def choose(task: Task, like: Layout) -> Layout:
     """The report's layout where it can be and fits, else the fastest that fits, else the fastest."""
+    check_settings(like, task.cluster)
     report = replace(
         like, pp=REPORT.pp, dp=REPORT.dp, ep=REPORT.ep, schedule=REPORT.schedule, overlap=True
     )
