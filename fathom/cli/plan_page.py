@@ -18,7 +18,7 @@ from fathom.planning.search import Candidate
 from fathom.runs.report.html import details, facts_table, framed, rows_table
 from fathom.runs.report.page import POLICY
 
-INKS = ("var(--one)", "var(--two)", "var(--three)", "var(--faint)", "var(--soft)")
+INKS = ("var(--one)", "var(--two)", "var(--three)", "var(--soft)")
 """Colours of a bar's parts, in turn; a second round is paler."""
 
 
@@ -121,7 +121,8 @@ def bars(rows: Sequence[tuple[str, dict[str, float], str]], full: float, marks: 
             )
             x += long
         shapes.append(
-            f'<text x="{x + 8:.1f}" y="{top + 19}" fill="var(--soft)">{escape(text)}</text>'
+            f'<text x="{x + 8:.1f}" y="{top + 19}" fill="var(--soft)" stroke="var(--card)" stroke-width="5" '
+            f'paint-order="stroke">{escape(text)}</text>'
         )
     return (
         f'<svg viewBox="0 0 {left + width + right} {total}" role="img" font-size="14" font-family="var(--font)">'

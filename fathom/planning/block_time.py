@@ -27,6 +27,10 @@ class Product:
     rows: float
     matrices: float = 1
     fp8: bool = True
+    cast: float | None = None
+    """Rows of the input that are quantised for it; None: all; 0: another product has the same input."""
+    cast_gradient: float | None = None
+    """Rows of the output's gradient that are quantised; None: all."""
 
 
 @dataclass(frozen=True)
@@ -139,12 +143,15 @@ def _product_time(setting: Setting, p: Product) -> Work:
     weights = operations / rates.product(device, dtype) + moved / rates.bandwidth(device)
     if fp8:
         one_way = setting.number + 1 + SCALE  # read, write FP8
-        rows = p.rows / rates.bandwidth(device)
+        bandwidth = rates.bandwidth(device)
         if rates.cast:
-            forward += rows * p.reduced * one_way
-            inputs += rows * p.out * one_way
+            cast = p.rows if p.cast is None else p.cast
+            gradient = p.rows if p.cast_gradient is None else p.cast_gradient
+            forward += cast * p.reduced * one_way / bandwidth
+            inputs += gradient * p.out * one_way / bandwidth
         if rates.transpose:  # the stored input is read as FP8, the gradient as it came
-            weights += rows * (2 * (1 + SCALE) * p.reduced + one_way * p.out)
+            again = 2 * (1 + SCALE) * p.reduced + one_way * p.out
+            weights += p.rows * again / bandwidth
     return Work(forward, inputs, weights)
 
 
@@ -163,9 +170,9 @@ def _attention(setting: Setting) -> Work:
     up = [Product(H * (c.qk_nope_head_dim + c.v_head_dim), C, n)]
     down = [Product(C + R, D, n), Product(D, H * c.v_head_dim, n)]
     if rank is None:
-        down.append(Product(H * c.qk_head_dim, D, n))
+        down.append(Product(H * c.qk_head_dim, D, n, cast=0))
     else:
-        down.append(Product(rank, D, n))
+        down.append(Product(rank, D, n, cast=0))  # the same input as the other's
         up.append(Product(H * c.qk_head_dim, rank, n))
     total = products_time(setting, down + up) + _core(setting)
     norms = 2 * number * (D + (rank or 0) + C)
@@ -204,9 +211,10 @@ def _mlp(setting: Setting, moe: bool) -> Work:
             setting, moved, again=norm + 3 * number * width
         )
     K, inner = c.num_experts_per_tok, c.moe_intermediate_size
-    products = _swiglu(D, inner, n * K, c.n_routed_experts / setting.layout.ep)
+    # Tokens are quantised before they are sent, once for all their experts; so are gradients (§3.3.3).
+    products = _swiglu(D, inner, n * K, c.n_routed_experts / setting.layout.ep, sent=n)
     if c.n_shared_experts:
-        products += _swiglu(D, c.n_shared_experts * inner, n, 1)
+        products += _swiglu(D, c.n_shared_experts * inner, n, 1, sent=0)
     products.append(Product(c.n_routed_experts, D, n, fp8=False))
     swiglu = 3 * number * (K + c.n_shared_experts) * inner
     arrived: float = 1 + SCALE if setting.layout.fp8 and setting.layout.ep > 1 else number
@@ -215,9 +223,14 @@ def _mlp(setting: Setting, moe: bool) -> Work:
     return products_time(setting, products) + _moved(setting, moved, again=norm + swiglu)
 
 
-def _swiglu(hidden: int, inner: int, rows: float, matrices: float) -> list[Product]:
-    """Gate and up at once, then down."""
-    return [Product(2 * inner, hidden, rows, matrices), Product(hidden, inner, rows, matrices)]
+def _swiglu(
+    hidden: int, inner: int, rows: float, matrices: float, sent: float | None = None
+) -> list[Product]:
+    """Gate and up at once, then down; `sent`: rows that are quantised on the way in, and gradients likewise."""
+    return [
+        Product(2 * inner, hidden, rows, matrices, cast=sent),
+        Product(hidden, inner, rows, matrices, cast_gradient=sent),
+    ]
 
 
 def end_time(setting: Setting, mtp: bool) -> Work:
