@@ -14,13 +14,17 @@ from __future__ import annotations
 
 import argparse
 import gc
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
 import torch
 from harness import MIB, describe, environment, limit_threads, table, write_json
 from torch.profiler import ProfilerActivity, profile
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from fathom import Transformer, load_recipe, losses
 from fathom.data.loader import Batch
@@ -114,18 +118,39 @@ class Step:
         assert found.total.requires_grad
         return sum(storage.nbytes() for storage in seen.values())
 
-    def run(self) -> tuple[int, int, int]:
-        """(gradient bytes, highest live bytes beyond those before the step, largest logits) of a whole step."""
+    def logits(self) -> int:
+        """Bytes of the largest tensor with a row of the vocabulary in one forward pass."""
+        with Largest(self.config.vocab_size) as seen:
+            losses(self.trainer.model, self.tokens(self.micro_batch, self.seq_len), mtp_weight=0.3)
+        return seen.bytes
+
+    def run(self) -> tuple[int, int]:
+        """(gradient bytes, highest live bytes beyond those before the step) of a whole step."""
         gc.collect()
-        with profile(
-            activities=[ProfilerActivity.CPU], profile_memory=True, record_shapes=True
-        ) as seen:
+        with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as seen:
             self.gradients(2 * self.micro_batch, self.seq_len)
             gradients = sum(
                 p.grad.nbytes for p in self.trainer.model.parameters() if p.grad is not None
             )
             self.update()
-        return gradients, highest(seen), largest_logits(seen, self.config.vocab_size)
+        return gradients, highest(seen)
+
+
+class Largest(TorchDispatchMode):
+    """Within: the largest [rows, vocabulary] that an operator returns."""
+
+    def __init__(self, vocab_size: int) -> None:
+        super().__init__()
+        self.vocab_size, self.bytes = vocab_size, 0
+
+    def __torch_dispatch__(
+        self, function: Any, types: Any, arguments: Any = (), options: Any = None
+    ) -> Any:
+        found = function(*arguments, **(options or {}))
+        for leaf in tree_leaves(found):
+            if isinstance(leaf, torch.Tensor) and leaf.shape[-1:] == (self.vocab_size,):
+                self.bytes = max(self.bytes, leaf.nbytes)
+        return found
 
 
 def highest(seen: Any) -> int:
@@ -138,26 +163,14 @@ def highest(seen: Any) -> int:
     return top
 
 
-def largest_logits(seen: Any, vocab_size: int) -> int:
-    """Bytes of the largest [rows, vocabulary] that a softmax took."""
-    rows = [
-        event.input_shapes[0][0]
-        for event in seen.events()
-        if event.name in ("aten::_softmax", "aten::softmax", "aten::_softmax.out")
-        and event.input_shapes
-        and len(event.input_shapes[0]) == 2
-        and event.input_shapes[0][1] == vocab_size
-    ]
-    return 4 * vocab_size * max(rows)
-
-
 def compare(name: str, recompute: bool) -> list[Row]:
     """All classes of one recipe."""
     recipe = load_recipe(name)
     step = Step(recipe, recompute)
     planned = training_memory(step.config, step.seq_len, step.micro_batch, recompute=recompute)
     measured = step.held() | step.kept()
-    gradients, peak, logits = step.run()
+    logits = step.logits()
+    gradients, peak = step.run()
     measured["gradients"] = gradients
     measured["logits"] = measured.pop("heads") + logits
     measured["peak"] = measured["weights"] + measured["moments"] + peak
@@ -178,6 +191,12 @@ def compare(name: str, recompute: bool) -> list[Row]:
     return [Row(name, recompute, what, plans[what], measured[what]) for what in CLASSES]
 
 
+def alone(name: str, recompute: bool, threads: int) -> list[Row]:
+    """`compare` in a process of its own: a profile's events take memory that is not given back."""
+    with ProcessPoolExecutor(1, get_context("spawn"), limit_threads, (threads,)) as pool:
+        return pool.submit(compare, name, recompute).result()
+
+
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
@@ -193,7 +212,7 @@ def main(arguments: list[str] | None = None) -> None:
         row
         for name in options.recipes
         for recompute in (False, True)
-        for row in compare(name, recompute)
+        for row in alone(name, recompute, options.threads)
     ]
     print(
         table(

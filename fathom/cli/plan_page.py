@@ -10,7 +10,7 @@ from typing import Any
 
 import fathom.runs.report
 from fathom import __version__
-from fathom.cli.plan_text import MEMORY, TIME, gib, published_lines, seconds
+from fathom.cli.plan_text import MEMORY, TIME, gib, published_lines, rate, seconds
 from fathom.errors import PlanError
 from fathom.planning.describe import duration, human
 from fathom.planning.plan import Plan
@@ -84,7 +84,7 @@ def _cards(plan: Plan) -> str:
             dollars,
             "give --price" if device.price is None else f"${device.price:g} a device hour",
         ),
-        ("tokens/s and device", f"{step.tokens_per_second:,.0f}", f"MFU {step.mfu:.1%}"),
+        ("tokens/s and device", rate(step.tokens_per_second), f"MFU {step.mfu:.1%}"),
         ("bubble", f"{step.bubble_fraction:.1%}", "of a step"),
         (
             "memory",
@@ -179,7 +179,7 @@ def _time(plan: Plan) -> str:
         (
             name,
             {says: getattr(one, key) for key, says in TIME.items()},
-            f"{one.total:.3g} s, {one.tokens_per_second:,.0f}/s",
+            f"{seconds(one.total)}, {rate(one.tokens_per_second)}/s",
         )
         for name, one in every.items()
     ]
@@ -224,7 +224,7 @@ def _what_ifs(plan: Plan) -> str:
     if not plan.what_ifs:
         return ""
     rows: Iterable[Sequence[str]] = [
-        (one.what_if.says, f"{one.step.tokens_per_second:,.0f}", f"{one.gain:+.1%}")
+        (one.what_if.says, rate(one.step.tokens_per_second), f"{one.gain:+.1%}")
         for one in plan.what_ifs
     ]
     return (
@@ -297,5 +297,5 @@ def _layout_row(one: Candidate) -> tuple[str, ...]:
         gib(one.memory.total),
         f"{one.step.bubble_fraction:.1%}",
         seconds(one.step.total),
-        f"{one.step.tokens_per_second:,.0f}",
+        rate(one.step.tokens_per_second),
     )

@@ -215,7 +215,7 @@ def _step(console: Console, plan: Plan) -> None:
         (says, text(plan.step), "") + ((text(without),) if hidden else ())
         for says, text in (
             ("in all", lambda s: seconds(s.total)),
-            ("tokens/s and device", lambda s: f"{s.tokens_per_second:,.0f}"),
+            ("tokens/s and device", lambda s: rate(s.tokens_per_second)),
             ("MFU", lambda s: f"{s.mfu:.1%}"),
         )
     ]
@@ -223,8 +223,15 @@ def _step(console: Console, plan: Plan) -> None:
 
 
 def seconds(time: float) -> str:
-    """Seconds with three figures."""
-    return f"{time:.3g} s" if time < 100 else f"{time:,.0f} s"
+    """Seconds with about three figures."""
+    if time < 10:
+        return f"{time:.3g} s"
+    return f"{time:.1f} s" if time < 100 else f"{time:,.0f} s"
+
+
+def rate(tokens_per_second: float) -> str:
+    """Tokens per second, whole unless there are few."""
+    return f"{tokens_per_second:,.0f}" if tokens_per_second >= 100 else f"{tokens_per_second:.3g}"
 
 
 def _bubbles(console: Console, plan: Plan) -> None:
@@ -232,7 +239,7 @@ def _bubbles(console: Console, plan: Plan) -> None:
         return
     _title(console, "Bubble by schedule (report Table 2), the same ranks")
     rows = [
-        (name, seconds(one.bubble), f"{one.bubble_fraction:.1%}", f"{one.tokens_per_second:,.0f}")
+        (name, seconds(one.bubble), f"{one.bubble_fraction:.1%}", rate(one.tokens_per_second))
         for name, one in plan.bubbles.items()
     ]
     _rows(console, ("schedule", "idle", "of the step", "tokens/s"), rows)
@@ -287,7 +294,7 @@ def _what_ifs(console: Console, plan: Plan) -> None:
     rows = [
         (
             f"{one.what_if.name}: {one.what_if.says}",
-            f"{one.step.tokens_per_second:,.0f}",
+            rate(one.step.tokens_per_second),
             f"{one.gain:+.1%}",
         )
         for one in plan.what_ifs
@@ -370,7 +377,7 @@ def _candidates(console: Console, title: str, found: Sequence[Candidate]) -> Non
             gib(one.memory.total),
             "yes" if one.fits else "no",
             f"{one.step.bubble_fraction:.1%}",
-            f"{one.step.tokens_per_second:,.0f}",
+            rate(one.step.tokens_per_second),
         )
         for one in found
     ]

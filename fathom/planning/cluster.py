@@ -165,7 +165,7 @@ def read_cluster(text: str) -> Cluster:
     """
     if text.endswith(".toml"):
         return _from_file(Path(text))
-    found = re.fullmatch(r"([A-Za-z]\w*?)(?:x(-?\d+))?", text)
+    found = re.fullmatch(r"([A-Za-z]\w*?)(?:[xX](-?\d+))?", text)
     if not found:
         raise PlanError(
             f"cluster {text!r} must look like h800x2048, be a device's name, or name a .toml file"

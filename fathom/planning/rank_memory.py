@@ -86,13 +86,19 @@ def held(config: ModelConfig, layout: Layout, stage: Stage) -> Held:
     return Held(shared, experts)
 
 
-def rank_parameters(config: ModelConfig, layout: Layout, rank: int, mtp: bool = True) -> Held:
-    """Parameters on a rank of a pipeline.
+def rank_parameters(
+    config: ModelConfig,
+    layout: Layout,
+    rank: int,
+    mtp: bool = True,
+    every: list[Stage] | None = None,
+) -> Held:
+    """Parameters on a rank of a pipeline; `every`: its stages, where they are at hand.
 
     DualPipe puts the first and the last stage on the same rank, so MTP shares embedding and head there (§3.2.3); the
     other schedules with MTP on the last stage need the embedding a second time there.
     """
-    every = stages(layout, config, mtp)
+    every = every or stages(layout, config, mtp)
     parts = [held(config, layout, every[number]) for number in layout.held(rank)]
     shared, experts = sum(p.shared for p in parts), sum(p.experts for p in parts)
     mine = [every[number] for number in layout.held(rank)]
@@ -111,13 +117,14 @@ def rank_memory(
     seq_len: int,
     micro_batches: int,
     mtp: bool = True,
+    every: list[Stage] | None = None,
 ) -> RankMemory:
-    """Bytes of a rank of a pipeline; see `fullest_rank`."""
-    parameters = rank_parameters(config, layout, rank, mtp)
+    """Bytes of a rank of a pipeline; see `fullest_rank`. `every`: its stages, where they are at hand."""
+    every = every or stages(layout, config, mtp)
+    parameters = rank_parameters(config, layout, rank, mtp, every)
     number = BYTES[device.compute]
     masters_multiply = number == 4
     sharded = _sharded(parameters, layout)
-    every = stages(layout, config, mtp)
     mine = [every[stage] for stage in layout.held(rank)]
     tokens = seq_len * layout.micro_batch
     flights = layout.in_flight(rank, micro_batches)
@@ -180,14 +187,22 @@ def fullest_rank(
     mtp: bool = True,
 ) -> tuple[int, RankMemory]:
     """The rank of a pipeline that needs most, and what it needs."""
-    every = [
+    every = stages(layout, config, mtp)
+    found = [
         rank_memory(
-            config, layout, device, rank, seq_len=seq_len, micro_batches=micro_batches, mtp=mtp
+            config,
+            layout,
+            device,
+            rank,
+            seq_len=seq_len,
+            micro_batches=micro_batches,
+            mtp=mtp,
+            every=every,
         )
         for rank in range(layout.pp)
     ]
-    rank = max(range(layout.pp), key=lambda number: every[number].total)
-    return rank, every[rank]
+    rank = max(range(layout.pp), key=lambda number: found[number].total)
+    return rank, found[rank]
 
 
 def host_ema_bytes(config: ModelConfig, layout: Layout, rank: int, mtp: bool = True) -> float:

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from fathom.model import ModelConfig
 from fathom.planning.block_time import BlockTime, Setting, Work, block_time, end_time
 from fathom.planning.bubble import Costs, bubble
-from fathom.planning.cluster import Device
+from fathom.planning.cluster import DEVICES, Device
 from fathom.planning.communication import pipeline_bytes, reduce_bytes
 from fathom.planning.flops import flops_per_token
 from fathom.planning.layout import Layout, Stage, stages
@@ -112,7 +112,7 @@ def step_time(
     chunks = [_chunk(setting, stage, times, mtp) for stage in every]
     ranks = [_rank_time(setting, chunks, rank, count) for rank in range(layout.pp)]
     compute, exposed = max(ranks, key=sum)
-    parameters = [rank_parameters(config, layout, rank, mtp) for rank in range(layout.pp)]
+    parameters = [rank_parameters(config, layout, r, mtp, every) for r in range(layout.pp)]
     full = max(parameters, key=lambda p: p.total)
     border = pipeline_bytes(config, device, setting.tokens) if layout.pp > 1 else 0
     crossings = 2 * count * layout.stages / layout.pp  # forward and back, for every stage of a rank
@@ -174,10 +174,14 @@ def _rank_time(
 
 
 def _sm_factor(setting: Setting) -> float:
-    """How much longer computation takes on the SMs that communication leaves."""
+    """How much longer computation takes on the SMs that communication leaves; on a small device it takes as large a
+    share as on the H800, not as many.
+    """
     if setting.layout.ep == 1:
         return 1.0
-    return setting.device.sms / (setting.device.sms - setting.rates.communication_sms)
+    sms = setting.device.sms
+    taken = setting.rates.communication_sms * min(1.0, sms / DEVICES["h800"].sms)
+    return sms / (sms - taken)
 
 
 def _passes(layout: Layout) -> int:

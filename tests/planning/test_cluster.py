@@ -14,7 +14,7 @@ def test_names_and_counts() -> None:
     cluster = read_cluster("h800x2048")
     assert (cluster.device, cluster.devices, cluster.nodes) == (DEVICES["h800"], 2048, 256)
     assert cluster.name == "h800x2048"
-    assert read_cluster("H100x8").device.name == "h100"
+    assert read_cluster("H100X8").device.name == "h100"
     assert read_cluster("laptop").devices == 1 and read_cluster("laptop").name == "laptop"
 
 
