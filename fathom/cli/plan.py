@@ -12,7 +12,8 @@ import typer
 from fathom.errors import PlanError, did_you_mean
 from fathom.planning.cluster import Cluster, read_cluster
 from fathom.planning.layout import Layout
-from fathom.planning.plan import Plan, as_values
+from fathom.planning.plan import Plan
+from fathom.planning.plan_values import as_values
 from fathom.planning.rates import Rates
 from fathom.planning.run_cost import Segment
 from fathom.planning.search import Task, choose

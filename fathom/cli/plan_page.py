@@ -10,16 +10,15 @@ from typing import Any
 
 import fathom.runs.report
 from fathom import __version__
-from fathom.cli.plan_text import MEMORY, TIME, gib, published_lines, rate, seconds
+from fathom.cli.plan_bars import LEFT, ROW, WIDTH, bars
+from fathom.cli.plan_tables import gib, rate, seconds
+from fathom.cli.plan_text import MEMORY, TIME, published_lines
 from fathom.errors import PlanError
 from fathom.planning.describe import duration, human
 from fathom.planning.plan import Plan
 from fathom.planning.search import Candidate
 from fathom.runs.report.html import details, facts_table, framed, rows_table
 from fathom.runs.report.page import POLICY
-
-INKS = ("var(--one)", "var(--two)", "var(--three)", "var(--soft)")
-"""Colours of a bar's parts, in turn; a second round is paler."""
 
 
 def write_page(plan: Plan, values: dict[str, Any], path: Path) -> Path:
@@ -101,56 +100,6 @@ def _cards(plan: Plan) -> str:
     return f'<dl class="cards">{items}</dl>'
 
 
-def bars(rows: Sequence[tuple[str, dict[str, float], str]], full: float, marks: str = "") -> str:
-    """Stacked bars as an SVG: (name, parts, total in words); `full` is the length of the axis."""
-    height, left, width, right = 46, 190, 690, 130
-    keys = list(dict.fromkeys(key for _, parts, _ in rows for key in parts))
-    legend = _legend(keys, left, len(rows) * height + 30, width + right)
-    total = len(rows) * height + 40 + 24 * legend[1]
-    shapes = []
-    for number, (name, parts, text) in enumerate(rows):
-        top, x = number * height + 8, float(left)
-        shapes.append(
-            f'<text x="{left - 12}" y="{top + 19}" text-anchor="end" fill="var(--ink)">{escape(name)}</text>'
-        )
-        for key, size in parts.items():
-            long = width * size / full
-            shapes.append(
-                f'<rect x="{x:.1f}" y="{top}" width="{long:.1f}" height="28" {_ink(keys.index(key))}>'
-                f"<title>{escape(key)}</title></rect>"
-            )
-            x += long
-        shapes.append(
-            f'<text x="{x + 8:.1f}" y="{top + 19}" fill="var(--soft)" stroke="var(--card)" stroke-width="5" '
-            f'paint-order="stroke">{escape(text)}</text>'
-        )
-    return (
-        f'<svg viewBox="0 0 {left + width + right} {total}" role="img" font-size="14" font-family="var(--font)">'
-        f"{marks}{''.join(shapes)}{legend[0]}</svg>"
-    )
-
-
-def _ink(number: int) -> str:
-    paler = 0.45 if number >= len(INKS) else 1
-    return f'fill="{INKS[number % len(INKS)]}" fill-opacity="{paler}"'
-
-
-def _legend(keys: Sequence[str], left: int, top: int, width: int) -> tuple[str, int]:
-    """Swatches with names, and how many rows they take."""
-    x, row, found = 0.0, 0, []
-    for number, key in enumerate(keys):
-        long = 26 + 7.6 * len(key)
-        if x + long > width:
-            x, row = 0.0, row + 1
-        y = top + 24 * row
-        found.append(
-            f'<rect x="{left + x:.0f}" y="{y - 11}" width="12" height="12" {_ink(number)}/>'
-            f'<text x="{left + x + 18:.0f}" y="{y}" fill="var(--soft)">{escape(key)}</text>'
-        )
-        x += long + 10
-    return "".join(found), row + 1
-
-
 def _memory(plan: Plan) -> str:
     device = plan.task.cluster.device
     every = {"as planned": plan.memory, **plan.memory_otherwise}
@@ -160,8 +109,8 @@ def _memory(plan: Plan) -> str:
         for name, one in every.items()
     ]
     full = max(device.memory, *(one.total for one in every.values()))
-    x = 190 + 690 * device.memory / full
-    line = f'<line x1="{x:.1f}" x2="{x:.1f}" y1="0" y2="{46 * len(rows)}" stroke="var(--ink)" stroke-dasharray="3 4"/>'
+    x = LEFT + WIDTH * device.memory / full
+    line = f'<line x1="{x:.1f}" x2="{x:.1f}" y1="0" y2="{ROW * len(rows)}" stroke="var(--ink)" stroke-dasharray="3 4"/>'
     caption = (
         f"The fullest rank, number {plan.fullest[0]} of a pipeline, by class. The dashed line is the device's "
         f"{gib(device.memory)}."

@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 
 from fathom.errors import PlanError
 from fathom.planning.cluster import read_cluster
-from fathom.planning.layout import REPORT, Layout, check, even_split, micro_batches, stages
+from fathom.planning.layer_split import even_split
+from fathom.planning.layout import REPORT, Layout, check, micro_batches, stages
 from fathom.planning.published import V3
 from fathom.planning.rank_memory import held, rank_parameters
 
