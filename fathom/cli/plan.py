@@ -10,6 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from fathom.errors import PlanError, did_you_mean
+from fathom.planning.bubble import schedule as find_schedule
 from fathom.planning.cluster import Cluster, read_cluster
 from fathom.planning.layout import Layout
 from fathom.planning.plan import Plan
@@ -170,6 +171,13 @@ def _layout(recipe: Recipe, task: Task, stage: Stage, wishes: dict[str, Any]) ->
         raise PlanError(
             f"pp = {pp} must divide the {task.cluster.devices} devices of {task.cluster.name}; take a divisor"
         )
+    if "schedule" in wanted:
+        find_schedule(wanted["schedule"])
+    for key in ("schedule", "interleave"):
+        if key in wanted and pp == 1:
+            raise PlanError(
+                f"--{key} {wanted[key]} does nothing in a pipeline of one rank; give --pp above 1 too"
+            )
     layout = replace(like, **{**wanted, "pp": pp, "dp": task.cluster.devices // pp})
     return replace(layout, overlap=wanted.get("overlap", layout.plan.overlaps and pp > 1))
 

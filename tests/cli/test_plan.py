@@ -135,6 +135,7 @@ REPORT = ("v3-671b", "--cluster", "h800x2048")
         ((*REPORT, "--pp", "3"), "pp = 3 must divide the 2048 devices"),
         ((*REPORT, "--pp", "16", "--ep", "48"), "ep = 48 must divide dp = 128"),
         ((*REPORT, "--schedule", "Dualpipe"), "did you mean 'DualPipe'?"),
+        ((*REPORT, "--schedule", "ZB1P"), "does nothing in a pipeline of one rank; give --pp"),
         ((*REPORT, "--stage", "extend-128k"), "no layout can train batches of 480 sequences"),
         ((*REPORT, "--stage", "lows"), "did you mean 'low'?"),
         (("v3-671b", "--cluster", "a100x2048", "--fp8"), "a100 has no FP8 products"),
