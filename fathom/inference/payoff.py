@@ -15,7 +15,7 @@ TRIALS = 8
 """Passes by which either way is measured. The first drafts of an answer that modules have not followed are poor."""
 AGAIN, SELDOM = 64, 4096
 """After so many passes the way that was slower is measured again; twice as many each time that it still is."""
-BUDGET = 0.02
+BUDGET = 0.01
 """Share of all time that trials of drafts may lose; a new trial waits until half of it is left."""
 _FORGETTING = 0.8
 _REMEMBERED = 4096
@@ -115,7 +115,9 @@ class Payoff:
         """Whether the ledger has room for another pass with drafts, though they are not known to pay."""
         plain, drafted = self._rate(size, False), self._rate(size, True)
         share = BUDGET if self._turn(size).tried else BUDGET / 2
-        loss = self.drafts * plain.seconds_per_pass  # as if every draft took a pass and none were right
+        loss = (
+            self.drafts * plain.seconds_per_pass
+        )  # as if every draft took a pass and none were right
         if drafted.passes:
             slower = 1 - drafted.per_second / plain.per_second
             loss = drafted.seconds_per_pass * max(slower, 0.0)
