@@ -268,8 +268,8 @@ def steps_with_a_nan() -> list[tuple[str | None, float]]:
     """What became of each step on a rank, and of a weight, when the second rank's gradient is spoilt in step 3."""
     real = loop.accumulate_gradients
 
-    def spoilt(trained: fathom.Transformer, batch: Any, micro: int, at: Any, whole: Any) -> Losses:
-        found = real(trained, batch, micro, at, whole)
+    def spoilt(trained: fathom.Transformer, batch: Any, micro: int, at: Any, *more: Any) -> Losses:
+        found = real(trained, batch, micro, at, *more)
         if dist.get_rank() == 1 and at.step == 3:
             gradient = trained.lm_head.weight.grad
             assert gradient is not None
