@@ -96,7 +96,7 @@ LAYOUTS = [
     pytest.param(pipe("ZBV", 2, dp=2, recompute=True), id="pp2 dp2 ZBV recomputed zero1", marks=slow),
     pytest.param(pipe("DualPipe", 4, mtp=2), id="pp4 DualPipe zero1 two MTP depths", marks=slow),
     pytest.param(pipe("DualPipe", 2, dp=2, ep=2, zero1=False), id="pp2 dp2 ep2 DualPipe", marks=slow),
-    pytest.param(pipe("DualPipeV", 2, dp=4, ep=2), id="pp2 dp4 ep2 DualPipeV zero1", marks=slow),
+    pytest.param(pipe("ZBV", 2, dp=4, ep=2), id="pp2 dp4 ep2 ZBV zero1", marks=slow),
     pytest.param(pipe("1F1B", 4, dp=2, ep=2, mtp=0), id="pp4 dp2 ep2 1F1B zero1 without MTP", marks=slow),
     pytest.param(Case(dp(2), zero1=False), id="dp2", marks=slow),
     pytest.param(Case(dp(2, ep=2)), id="dp2 ep2 zero1", marks=slow),
