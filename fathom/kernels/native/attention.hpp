@@ -26,13 +26,13 @@ inline void add_weighted(const float* keys, long width, long kept, long here, co
     long x = 0;
     for (; x + LANES <= kept; x += LANES) {
         floats acc[GROUP];
-        for (int r = 0; r < GROUP; ++r) std::memcpy(&acc[r], sums + r * kept + x, 64);
+        for (int r = 0; r < GROUP; ++r) std::memcpy(&acc[r], sums + r * kept + x, sizeof(floats));
         for (long j = 0; j < here; ++j) {
-            floats v; std::memcpy(&v, keys + j * width + x, 64);
+            floats v; std::memcpy(&v, keys + j * width + x, sizeof(floats));
             if (ahead) __builtin_prefetch(ahead + j * width + x);
             for (int r = 0; r < GROUP; ++r) acc[r] += v * weights[r][j];
         }
-        for (int r = 0; r < GROUP; ++r) std::memcpy(sums + r * kept + x, &acc[r], 64);
+        for (int r = 0; r < GROUP; ++r) std::memcpy(sums + r * kept + x, &acc[r], sizeof(floats));
     }
     for (; x < kept; ++x)
         for (int r = 0; r < count; ++r)
@@ -47,13 +47,13 @@ inline void weigh(float* s, long seen, float& highest, float& total, float* sums
     for (long j = 0; j < seen; ++j) top = s[j] > top ? s[j] : top;
     floats sum = floats{};
     for (long j = 0; j < TILE; j += LANES) {
-        floats v; std::memcpy(&v, s + j, 64);
+        floats v; std::memcpy(&v, s + j, sizeof(floats));
         const floats shifted = v - top;
         floats p = exp_of(shifted);
         p = shifted < -87.0f ? floats{} : p;
         p = shifted == shifted ? p : shifted;  // what is no number stays none, and shows
         sum += p;
-        std::memcpy(s + j, &p, 64);
+        std::memcpy(s + j, &p, sizeof(floats));
     }
     const float factor = highest == top ? 1.0f : std::exp(highest - top);
     total = total * factor + sum_of(sum);

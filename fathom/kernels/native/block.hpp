@@ -74,7 +74,7 @@ inline void norm(const float* x, const float* weight, long size, float eps, floa
     floats squares = floats{};
     float rest = 0;
     long i = 0;
-    for (; i + LANES <= size; i += LANES) { floats v; std::memcpy(&v, x + i, 64); squares += v * v; }
+    for (; i + LANES <= size; i += LANES) { floats v; std::memcpy(&v, x + i, sizeof(floats)); squares += v * v; }
     for (; i < size; ++i) rest += x[i] * x[i];
     const float scale = 1.0f / std::sqrt((sum_of(squares) + rest) / size + eps);
     for (i = 0; i < size; ++i) y[i] = x[i] * scale * weight[i];
@@ -100,11 +100,11 @@ inline void absorb(const float* const* q, const float* w, long nope, long rank, 
         long c = 0;
         for (; c + LANES <= rank; c += LANES) {
             floats column[4];
-            for (int k = 0; k < 4; ++k) std::memcpy(&column[k], from[k] + c, 64);
+            for (int k = 0; k < 4; ++k) std::memcpy(&column[k], from[k] + c, sizeof(floats));
             for (long n = 0; n < rows; ++n) {
-                floats sum; std::memcpy(&sum, y[n] + c, 64);
+                floats sum; std::memcpy(&sum, y[n] + c, sizeof(floats));
                 for (int k = 0; k < 4; ++k) sum += column[k] * (k < here ? q[n][p + k] : 0.0f);
-                std::memcpy(y[n] + c, &sum, 64);
+                std::memcpy(y[n] + c, &sum, sizeof(floats));
             }
         }
         for (; c < rank; ++c)

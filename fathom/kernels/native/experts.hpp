@@ -34,10 +34,10 @@ inline void gated(const float* gate, const float* up, float* y, long from, long 
     long i = from;
     for (; i + LANES <= to; i += LANES) {
         floats g, u;
-        std::memcpy(&g, gate + i, 64);
-        std::memcpy(&u, up + i, 64);
+        std::memcpy(&g, gate + i, sizeof(floats));
+        std::memcpy(&u, up + i, sizeof(floats));
         const floats made = g / (1.0f + exp_of(-g)) * u;
-        std::memcpy(y + i, &made, 64);
+        std::memcpy(y + i, &made, sizeof(floats));
     }
     for (; i < to; ++i) y[i] = gate[i] / (1.0f + std::exp(-gate[i])) * up[i];
 }
