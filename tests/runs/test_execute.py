@@ -209,7 +209,7 @@ def test_a_full_disk_loses_nothing(
     finished: Path, recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Full at the second checkpoint, and once more while a log is written."""
-    real, calls = checkpoint._write, []
+    real, calls = checkpoint._write_tensors, []
 
     def full(building: Path, *rest: Any) -> None:
         calls.append(building)
@@ -217,7 +217,7 @@ def test_a_full_disk_loses_nothing(
             raise OSError(errno.ENOSPC, "No space left on device")
         real(building, *rest)
 
-    monkeypatch.setattr(checkpoint, "_write", full)
+    monkeypatch.setattr(checkpoint, "_write_tensors", full)
     with pytest.raises(FathomError, match=r"step-8.*No space left on device.*step-4"):
         execute.run(recipe, tmp_path / "run")
     log = tmp_path / "run" / "samples.jsonl"
