@@ -166,17 +166,18 @@ def test_what_is_written_tells_nothing_of_the_layout(tmp_path: Path) -> None:
     assert len(files) > 10 and all(name.endswith((".safetensors", ".json")) for name in files)
 
 
-def of_ranks(case: Case, directory: Path) -> list[tuple[str, int]]:
-    """Which runs of tensors a rank read, by name and numbers."""
+def reads(case: Case, directory: Path) -> list[tuple[str, int]]:
+    """Which tensors a rank reads, and how many numbers of each."""
     trainer = start(case)
     read: list[tuple[str, int]] = []
-    real = sharded.HuggingFaceStorageReader._process_read_request
+    real = sharded._Loading.resolve_tensor
 
-    def noting(reader: Any, file: Any, request: Any, planner: Any) -> None:
-        read.append((request.storage_index.fqn, torch.Size(request.lengths).numel()))
-        real(reader, file, request, planner)
+    def noting(planner: Any, item: Any) -> Tensor:
+        target = real(planner, item)
+        read.append((item.storage_index.fqn, target.numel()))
+        return target
 
-    sharded.HuggingFaceStorageReader._process_read_request = noting  # type: ignore[method-assign]
+    sharded._Loading.resolve_tensor = noting  # type: ignore[method-assign]
     assert resume_run(trainer, directory, {}, print)
     return read
 
@@ -184,7 +185,7 @@ def of_ranks(case: Case, directory: Path) -> list[tuple[str, int]]:
 def test_a_rank_reads_its_part_and_no_more(tmp_path: Path) -> None:
     goes(ONE, tmp_path, 1, True)
     total = sum(s.tensor.numel() for s in run_shards(start(ONE)) if "exp_avg." in s.name)
-    ranks = run(of_ranks, 4, EXPERTS, tmp_path)
+    ranks = run(reads, 4, EXPERTS, tmp_path)
     numbers = [sum(n for name, n in read if "exp_avg." in name) for read in ranks]
     assert sum(numbers) == total and max(numbers) < 0.35 * total
 
