@@ -23,6 +23,7 @@ from fathom.train.checkpoint import (
     put_in_place,
     read_state,
     read_tensors,
+    remove_unfinished,
     save_checkpoint,
     size_of,
 )
@@ -128,11 +129,12 @@ def _write(
 def resume_run(trainer: Trainer, directory: Path, data: dict[str, Any], say: Say) -> bool:
     """Put the trainer into the state of the newest good checkpoint; False when there is none.
 
-    All ranks together; the checkpoint may be of another layout. Raises `CheckpointError` when that was trained on
-    something else than `data` or does not fit the model.
+    All ranks together; the checkpoint may be of another layout. What a killed save left is removed.
+    Raises `CheckpointError` when that was trained on something else than `data` or does not fit the model.
     """
     finish_saving(trainer)
     ranks = _ranks(trainer)
+    ranks.lead(lambda: remove_unfinished(directory))
     folder = newest_good(directory, say, ranks)
     if folder is None:
         return False

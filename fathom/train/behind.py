@@ -1,4 +1,9 @@
-"""Work that goes on behind the training, one piece at a time."""
+"""Work that goes on behind the training, one piece at a time.
+
+A checkpoint that is written so is finished by the same thread (hashes, manifest, the rename), by the same lines as
+one that the training waits for. `torch.distributed.checkpoint.async_save` has a thread of its own too, but
+ends where those begin.
+"""
 
 from __future__ import annotations
 

@@ -22,6 +22,7 @@ from torch import Tensor
 
 import fathom
 from fathom.errors import CheckpointError
+from fathom.parallel import export as exporting
 from fathom.parallel.export import export
 from fathom.runs.saving import finish_saving, resume_run, run_shards, save_run
 from fathom.train import checkpoint, sharded
@@ -73,7 +74,12 @@ def goes(
     records: list[StepRecord] = []
     stage = plan(case)
     stage.last_step = last
-    assert train_stage(trainer, stage, [lambda trainer, record: records.append(record)])
+
+    def note(trainer: Trainer, record: StepRecord) -> None:
+        records.append(record)
+        torch.rand(1)  # so that the random state is another one after each step
+
+    assert train_stage(trainer, stage, [note])
     if save and directory is not None:
         place = save_run(trainer, directory, 2, {"text": "a"}, asynchronous)
         finish_saving(trainer)
@@ -269,8 +275,9 @@ def test_a_killed_rank_leaves_the_checkpoint_before(tmp_path: Path) -> None:
         run(saves_twice, 2, PIPE, tmp_path, "killed")
     assert "rank 1:\nended without a word" in str(met.value)
     assert "another rank was lost" in str(met.value)
-    assert not (tmp_path / "step-2").exists()
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".writing-2", "step-1"]
     assert [step for step, _ in run(resumes, 2, PIPE, tmp_path)] == [1, 1]
+    assert [path.name for path in tmp_path.iterdir()] == ["step-1"]
 
 
 # --- export --------------------------------------------------------------------------------------
@@ -316,6 +323,26 @@ def test_the_export_is_that_of_one_process(
         else:
             assert (one / name).read_bytes() == (many / name).read_bytes(), name
     assert fathom.load(many).config.num_hidden_layers == LAYERS
+
+
+def fetched(case: Case, directory: Path) -> list[int]:
+    """Bytes that the first rank had from all for each file."""
+    sizes: list[int] = []
+    real = exporting._Asking.fetch
+
+    def noting(asking: Any, *given: Any) -> dict[str, Tensor]:
+        found = real(asking, *given)
+        sizes.append(sum(tensor.nbytes for tensor in found.values()))
+        return found
+
+    exporting._Asking.fetch = noting  # type: ignore[method-assign]
+    export(start(case).parallel, directory / "model", max_shard_bytes=60_000)
+    return sizes
+
+
+def test_nobody_holds_more_than_a_file_besides(tmp_path: Path) -> None:
+    first, second = run(fetched, 2, PIPE, tmp_path)
+    assert len(first) > 5 and max(first) <= 60_000 and not second
 
 
 def exports_to_a_file(case: Case, place: Path) -> str:
