@@ -1,0 +1,377 @@
+"""How much of the all-to-all an interleaved pair of chunks hides, on two ranks with a slow network between them.
+
+    python benchmarks/overlap.py [--rounds 15] [--json FILE]
+
+Two processes, one thread each, each pinned to a core of its own. Every rank has half of the experts; a pair is a forward
+chunk of one micro-batch and a backward chunk of another through the same layers. Transfers go over gloo; their
+result counts as there only bytes / bandwidth seconds after they were posted, which passes by itself: whoever
+waits before sleeps, and the core is free. Bytes of a transfer: what a rank sends to the other or receives from it, whichever is more.
+Bandwidth is set so that the transfers of a pair take as long as the pair does when they take no time of their own.
+
+In every round each case runs once, beginning with another one each round: the order of operations (one after the
+other, published, posted early) and the network (no delay; each transfer by itself; transfers one behind the other, as on one
+wire). Time is that of the slower rank.
+
+    hidden = 1 - (t_overlap - t_compute) / t_comm
+
+t_compute is the same round's time of the same order without delay, t_comm the sum of bytes / bandwidth.
+"""
+
+from __future__ import annotations
+
+import argparse
+import multiprocessing
+import os
+import statistics
+import time
+import traceback
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import partial
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+import harness
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from fathom.kernels.put_off import PutOff
+from fathom.model import ModelConfig, Transformer
+from fathom.model.layers import Linear
+from fathom.model.moe import Experts
+from fathom.model.objective import Rows
+from fathom.parallel import OVERLAPPED_ORDER, POSTED_EARLY, Layout, Mesh, overlapped_time
+from fathom.parallel.all_to_all import Route
+from fathom.parallel.experts import shard_experts
+from fathom.parallel.pipeline.lanes import Lane
+from fathom.parallel.pipeline.layers import DenseLayer
+from fathom.parallel.pipeline.overlapped import Chunk, interleave
+from fathom.parallel.pipeline.stages import Stage, Weights
+from fathom.parallel.schedules.overlap import (
+    COMMUNICATION,
+    NEEDS,
+    ONE_AFTER_THE_OTHER,
+    Operation,
+    Order,
+)
+from fathom.train.memory import keep_freed_memory
+
+LAYERS = 4
+SHAPE: dict[str, Any] = {
+    "vocab_size": 256,
+    "hidden_size": 512,
+    "intermediate_size": 512,
+    "moe_intermediate_size": 128,
+    "num_hidden_layers": LAYERS,
+    "num_attention_heads": 8,
+    "q_lora_rank": 256,
+    "kv_lora_rank": 128,
+    "qk_nope_head_dim": 48,
+    "qk_rope_head_dim": 16,
+    "v_head_dim": 48,
+    "n_routed_experts": 16,
+    "n_shared_experts": 1,
+    "num_experts_per_tok": 4,
+    "n_group": 1,
+    "topk_group": 1,
+    "first_k_dense_replace": 0,
+    "max_position_embeddings": 512,
+    "num_nextn_predict_layers": 0,
+}
+SEQUENCES, POSITIONS = 2, 512
+ORDERS: dict[str, Order] = {
+    "one after the other": ONE_AFTER_THE_OTHER,
+    "published": OVERLAPPED_ORDER,
+    "posted early": POSTED_EARLY,
+}
+NETWORKS = ("no delay", "each by itself", "one wire")
+CASES = [(order, network) for network in NETWORKS for order in ORDERS]
+CARRIED: dict[str, Operation] = {
+    "routing": ("F", "dispatch"),
+    "dispatch": ("F", "dispatch"),
+    "combine": ("F", "combine"),
+    "combine gradient": ("B", "combine"),
+    "dispatch gradient": ("B", "dispatch"),
+}
+
+
+# --- the network -------------------------------------------------------------------------------------
+
+
+@dataclass
+class Network:
+    """Delays what `Route.post` sends; counts what it sent by operation."""
+
+    seconds_per_byte: float = 0.0
+    queued: bool = False
+    free: float = 0.0
+    bytes: Counter[Operation] = field(default_factory=Counter)
+
+    def ready(self, sent: int) -> float:
+        """When something that is posted now will have come."""
+        now = time.perf_counter()
+        start = max(now, self.free) if self.queued else now
+        self.free = start + sent * self.seconds_per_byte
+        return self.free
+
+    @contextmanager
+    def between(self) -> Iterator[None]:
+        """Within, this network is between the ranks."""
+        post = Route.post
+
+        def posted(route: Route, rows: Tensor, load: str) -> tuple[Tensor, Any]:
+            here, row_bytes = route.group.place, rows[:1].nbytes
+            moved = max(sum(counts) - counts[here] for counts in (route.out, route.back))
+            ready = self.ready(moved * row_bytes)
+            self.bytes[CARRIED[load]] += moved * row_bytes
+            arriving, (work, kept) = post(route, rows, load)
+            return arriving, (Delayed(work, ready), kept)
+
+        Route.post = posted  # type: ignore[assignment, method-assign]
+        try:
+            yield
+        finally:
+            Route.post = post  # type: ignore[method-assign]
+
+
+@dataclass
+class Delayed:
+    """A transfer that is done when it is done and its time has come."""
+
+    work: dist.Work
+    ready: float
+
+    def wait(self) -> None:
+        self.work.wait()
+        left = self.ready - time.perf_counter()
+        if left > 0:
+            time.sleep(left)
+
+
+# --- one rank ----------------------------------------------------------------------------------------
+
+
+class Rank:
+    """Half of the experts, and two micro-batches."""
+
+    def __init__(self) -> None:
+        keep_freed_memory()
+        self.mesh = Mesh(Layout(dp=2, ep=2))
+        torch.manual_seed(0)
+        model = Transformer(ModelConfig(**SHAPE)).train()
+        shard_experts(model, self.mesh)
+        self.put_off = PutOff()
+        for module in model.modules():
+            if isinstance(module, Linear | Experts):
+                module.matmul = partial(module.matmul, put_off=self.put_off)
+        self.model, self.stage = model, Stage(model, range(LAYERS), False)
+        torch.manual_seed(1 + self.mesh.rank)
+        tokens = torch.randint(0, SHAPE["vocab_size"], (SEQUENCES, POSITIONS + 1))
+        self.rows = Rows.of(tokens, None)
+        self.inputs = torch.randn(2, SEQUENCES, POSITIONS, SHAPE["hidden_size"])
+
+    def pair(self, order: Order, network: Network) -> float:
+        """Seconds that the slower rank takes for one pair."""
+        weights = Weights(mtp=0.0, balance_alpha=1e-4)
+        chunks = [
+            Chunk(self.stage, self.rows, weights, self.put_off, Lane(None), order) for _ in "FB"
+        ]
+        ahead, back = chunks
+        output = back.forward(self.inputs[1]).output
+        assert output is not None
+        self.model.zero_grad(set_to_none=False)
+        dist.barrier()
+        started = time.perf_counter()
+        with network.between():
+            ahead.enter(self.inputs[0])
+            back.enter_backward(output, 1.0, 1.0)
+            interleave(order, ahead, back)
+            ahead.leave()
+            back.leave_backward()
+        return self.slowest(time.perf_counter() - started)
+
+    def slowest(self, seconds: float) -> float:
+        found = torch.tensor(seconds, dtype=torch.float64)
+        dist.all_reduce(found, dist.ReduceOp.MAX)
+        return float(found)
+
+    def costs(self, rounds: int) -> dict[Operation, float]:
+        """Median seconds of a layer's computations without delay, each with the posting of what it leaves behind."""
+        found: dict[Operation, list[float]] = defaultdict(list)
+        for _ in range(rounds):
+            with timed_operations() as spent:
+                self.pair(ONE_AFTER_THE_OTHER, Network())
+            for operation, seconds in spent.items():
+                found[operation].append(seconds / LAYERS)
+        return {operation: statistics.median(seconds) for operation, seconds in found.items()}
+
+
+@contextmanager
+def timed_operations() -> Iterator[Counter[Operation]]:
+    """Seconds by computation; what an all-to-all takes to be posted counts for the one that it needs."""
+    spent: Counter[Operation] = Counter()
+    run = Chunk.run
+
+    def timed(chunk: Chunk, layer: DenseLayer, operation: Operation) -> None:
+        started = time.perf_counter()
+        run(chunk, layer, operation)
+        if operation == ("B", "combine"):
+            operation = ("B", "attention")  # of the layer before, whose gradient it sends
+        elif operation[1] in COMMUNICATION:
+            operation = NEEDS[operation]
+        spent[operation] += time.perf_counter() - started
+
+    Chunk.run = timed  # type: ignore[method-assign]
+    try:
+        yield spent
+    finally:
+        Chunk.run = run  # type: ignore[method-assign]
+
+
+def measure(rounds: int) -> dict[str, Any]:
+    """What one rank has to say; all ranks say nearly the same."""
+    rank = Rank()
+    for _ in range(3):  # memory, compiled products, connections
+        rank.pair(ONE_AFTER_THE_OTHER, Network())
+    bytes_of_pair: Counter[Operation] = Counter()
+    times = []
+    for _ in range(5):
+        network = Network()
+        times.append(rank.pair(ONE_AFTER_THE_OTHER, network))
+        bytes_of_pair = network.bytes
+    per_byte = statistics.median(times) / bytes_of_pair.total()
+    costs = rank.costs(5)
+    found: dict[tuple[str, str], list[float]] = {case: [] for case in CASES}
+    for number in range(rounds):
+        turn = number % len(CASES)
+        for name, network_name in CASES[turn:] + CASES[:turn]:
+            delay = 0.0 if network_name == "no delay" else per_byte
+            network = Network(delay, network_name == "one wire")
+            found[name, network_name].append(rank.pair(ORDERS[name], network))
+    costs |= {o: sent * per_byte / LAYERS for o, sent in bytes_of_pair.items()}
+    return {
+        "times": found,
+        "costs": costs,
+        "bytes": bytes_of_pair.total(),
+        "bandwidth": 1 / per_byte,
+        "communicating": bytes_of_pair.total() * per_byte,
+        "load": os.getloadavg()[0],
+    }
+
+
+# --- both ranks, and what came of it -----------------------------------------------------------------
+
+
+def on_two_ranks(function: Callable[..., Any], *arguments: Any) -> list[Any]:
+    """Of both ranks. Raises the traceback of the first that failed."""
+    store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    fork, children = multiprocessing.get_context("fork"), []
+    cores = sorted(os.sched_getaffinity(0))[:2]
+    if len(cores) < 2:
+        raise SystemExit("error: there is one core for two ranks; run this where there are two")
+    for rank, core in enumerate(cores):
+        reader, writer = fork.Pipe(duplex=False)
+        target = (writer, store.port, rank, core, function, arguments)
+        child = fork.Process(target=one_rank, args=target, daemon=True)
+        child.start()
+        writer.close()
+        children.append((child, reader))
+    answers = [reader.recv() for _, reader in children]
+    for child, _ in children:
+        child.join()
+    for answer in answers:
+        if isinstance(answer, str):
+            raise SystemExit(answer)
+    return answers
+
+
+def one_rank(
+    writer: Connection,
+    port: int,
+    rank: int,
+    core: int,
+    function: Callable[..., Any],
+    arguments: Any,
+) -> None:
+    os.sched_setaffinity(0, {core})  # before gloo's threads are there, so that they stay here too
+    torch.set_num_threads(1)
+    try:
+        store = dist.TCPStore("127.0.0.1", port, is_master=False)
+        dist.init_process_group("gloo", store=store, rank=rank, world_size=2)
+        writer.send(function(*arguments))
+    except BaseException:
+        writer.send(traceback.format_exc())
+    writer.close()
+    os._exit(0)
+
+
+def hidden(found: dict[str, Any], case: tuple[str, str], zero: str) -> list[float]:
+    """Share of the communication that cost no time, by round, with the time of order `zero` without delay."""
+    pairs = zip(found["times"][case], found["times"][zero, "no delay"], strict=True)
+    return [1 - (slow - fast) / found["communicating"] for slow, fast in pairs]
+
+
+def simulated(found: dict[str, Any], name: str) -> float:
+    return overlapped_time(ORDERS[name], found["costs"], LAYERS, host_computes=True).hidden
+
+
+def report(found: dict[str, Any]) -> list[dict[str, Any]]:
+    rows = []
+    for case in CASES:
+        name, network = case
+        row: dict[str, Any] = {"order": name, "network": network, "seconds": found["times"][case]}
+        if network != "no delay":
+            row["hidden"] = hidden(found, case, name)
+            row["hidden_against_plain"] = hidden(found, case, "one after the other")
+            row["simulated"] = simulated(found, name)
+        rows.append(row)
+    return rows
+
+
+def milliseconds(seconds: list[float]) -> str:
+    return harness.spread([1000 * one for one in seconds], 1)
+
+
+def percent(shares: list[float]) -> str:
+    return harness.spread([100 * one for one in shares], 1)
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--rounds", type=int, default=15, help="how often each case runs")
+    parser.add_argument("--json", type=Path, help="file for every number")
+    chosen = parser.parse_args(argv)
+    facts = harness.environment()
+    found = on_two_ranks(measure, chosen.rounds)[0]
+    rows = report(found)
+    print(harness.describe(facts))
+    print(
+        f"t_comm {1000 * found['communicating']:.1f} ms of a pair: {found['bytes'] / 1e6:.2f} MB at "
+        f"{found['bandwidth'] / 1e6:.1f} MB/s; load average {found['load']:.1f} at the end\n"
+    )
+    costs = {f"{what}({kind})": cost for (kind, what), cost in found["costs"].items()}
+    print(harness.table(["operation", "ms per layer"], [(n, f"{1000 * c:.2f}") for n, c in sorted(costs.items())]))  # fmt: skip
+    heads = ["order", "network", "ms per pair", "hidden, %", "against plain order's time, %", "simulator, %"]  # fmt: skip
+    cells = [
+        [
+            row["order"],
+            row["network"],
+            milliseconds(row["seconds"]),
+            percent(row["hidden"]) if "hidden" in row else "",
+            percent(row["hidden_against_plain"]) if "hidden" in row else "",
+            f"{100 * row['simulated']:.1f}" if "hidden" in row else "",
+        ]
+        for row in rows
+    ]
+    print("\n" + harness.table(heads, cells))
+    facts |= {"costs": costs, "bytes": found["bytes"], "bandwidth": found["bandwidth"]}
+    facts |= {"shape": SHAPE, "communicating": found["communicating"], "cases": rows}
+    harness.write_json(chosen.json, facts)
+
+
+if __name__ == "__main__":
+    main()
