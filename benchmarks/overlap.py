@@ -4,13 +4,13 @@
 
 Two processes, one thread each, each pinned to a core of its own. Every rank has half of the experts; a pair is a forward
 chunk of one micro-batch and a backward chunk of another through the same layers. Transfers go over gloo; their
-result counts as there only bytes / bandwidth seconds after they were posted, which passes by itself: whoever
-waits before sleeps, and the core is free. Bytes of a transfer: what a rank sends to the other or receives from it, whichever is more.
-Bandwidth is set so that the transfers of a pair take as long as the pair does when they take no time of their own.
+result counts as there only bytes / bandwidth seconds after they were posted, which pass by themselves: whoever waits
+before sleeps, and the core is free. Bytes of a transfer: what a rank sends to the other or receives from it, whichever
+is more. Bandwidth is set so that the transfers of a pair take as long as the pair does without any delay.
 
 In every round each case runs once, beginning with another one each round: the order of operations (one after the
-other, published, posted early) and the network (no delay; each transfer by itself; transfers one behind the other, as on one
-wire). Time is that of the slower rank.
+other, published, posted early) and the network (no delay; each transfer by itself; one transfer behind the other, as
+on one wire). Time is that of the slower rank.
 
     hidden = 1 - (t_overlap - t_compute) / t_comm
 
@@ -354,8 +354,16 @@ def main(argv: list[str] | None = None) -> None:
         f"{found['bandwidth'] / 1e6:.1f} MB/s; load average {found['load']:.1f} at the end\n"
     )
     costs = {f"{what}({kind})": cost for (kind, what), cost in found["costs"].items()}
-    print(harness.table(["operation", "ms per layer"], [(n, f"{1000 * c:.2f}") for n, c in sorted(costs.items())]))  # fmt: skip
-    heads = ["order", "network", "ms per pair", "hidden, %", "against plain order's time, %", "simulator, %"]  # fmt: skip
+    each = [(operation, f"{1000 * cost:.2f}") for operation, cost in sorted(costs.items())]
+    print(harness.table(["operation", "ms per layer"], each))
+    heads = [
+        "order",
+        "network",
+        "ms per pair",
+        "hidden, %",
+        "with the plain order's t_compute, %",
+        "simulator, %",
+    ]
     cells = [
         [
             row["order"],

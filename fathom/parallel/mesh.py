@@ -6,7 +6,7 @@ axes have in common is made once, and a group of one rank is none and costs noth
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
@@ -104,6 +104,31 @@ class Mesh:
         one = Group((0,), 0)
         mesh.world = mesh.dp = mesh.pp = mesh.ep = mesh.replicas = mesh.node = mesh.across = one
         return mesh
+
+    def across_stages(self, places: Collection[tuple[int, ...]]) -> dict[tuple[int, ...], Group]:
+        """For sets of stages' ranks that hold the same parameters: who they are, over dp; those sets that this is in.
+
+        Collective: all ranks ask for the same sets.
+        """
+        found = {}
+        for stages in sorted(places):
+            ranks = self._ranks[list(stages)].flatten().sort().values.tolist()
+            handle = self._handles([ranks])[0]
+            if self.rank in ranks:
+                found[stages] = Group(tuple(ranks), ranks.index(self.rank), handle)
+        return found
+
+    def experts_across_stages(
+        self, places: Collection[tuple[int, ...]]
+    ) -> dict[tuple[int, ...], Group]:
+        """The same of those ranks that hold the same experts too."""
+        found = {}
+        for stages in sorted(places):
+            by_shard = self._ranks[list(stages)].flatten(0, 1).flatten(1).T.sort(1).values.tolist()
+            for ranks, handle in zip(by_shard, self._handles(by_shard), strict=True):
+                if self.rank in ranks:
+                    found[stages] = Group(tuple(ranks), ranks.index(self.rank), handle)
+        return found
 
     def _group(self, *axes: int) -> Group:
         """The group of this rank along some axes of (pp, replica, node, device)."""

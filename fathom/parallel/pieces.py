@@ -19,6 +19,7 @@ from fathom.errors import CheckpointError
 from fathom.model import Transformer
 from fathom.parallel.experts import sharded_names
 from fathom.parallel.mesh import Group, Mesh
+from fathom.parallel.pipeline.plan import Plan
 
 
 @dataclass(frozen=True, eq=False)
@@ -66,14 +67,21 @@ class Shard:
     """Whether this is the rank that writes it, where several hold the same."""
 
 
-def named(model: Transformer, mesh: Mesh) -> list[Named]:
-    """All parameters of a model whose experts are sharded over the mesh."""
+def named(model: Transformer, mesh: Mesh, plan: Plan | None = None) -> list[Named]:
+    """All parameters of a model whose experts are sharded over the mesh, and its layers as the plan says.
+
+    All ranks together.
+    """
     sharded, found = sharded_names(model), []
+    holders = plan.holders if plan else lambda name: ()
+    shared = plan.shared if plan else set()
+    dense, experts = mesh.across_stages(shared), mesh.experts_across_stages(shared)
     for name, parameter in model.named_parameters():
-        whole, offset, copies = parameter.shape, 0, mesh.dp
+        whole, offset, copies = parameter.shape, 0, dense.get(holders(name), mesh.dp)
         if name in sharded:
             whole = torch.Size((whole[0] * mesh.ep.size, *whole[1:]))
-            offset, copies = mesh.ep.place * parameter.numel(), mesh.replicas
+            offset = mesh.ep.place * parameter.numel()
+            copies = experts.get(holders(name), mesh.replicas)
         found.append(Named(name, parameter, copies, whole, offset))
     return found
 

@@ -4,7 +4,7 @@ The loop computes gradients of its rows of the batch, weighted by their share of
 so that sums over ranks are the whole batch's means. Here those sums are made: gradients over the
 ranks that hold the same parameter (all of dp, but for experts the dp / ep that hold the same ones;
 what an expert's tokens of other ranks have to say has come back with the all-to-all), losses and
-expert loads over dp, squares of the gradient norm over everyone and each number once. The router
+expert loads over everyone, squares of the gradient norm over everyone and each number once. The router
 biases move by the summed loads, the guard judges by summed numbers: every rank decides alike. What
 is not a number on one rank is none in the sums, so that all of them skip or stop together.
 
@@ -20,9 +20,13 @@ import torch
 from torch import Tensor, nn
 
 from fathom.model import Losses, Transformer
+from fathom.model.block import Block
+from fathom.model.moe import MoE
 from fathom.parallel.experts import shard_experts
 from fathom.parallel.mesh import Mesh
 from fathom.parallel.pieces import Piece, Shard, named, optimizer_shards, weight_shards
+from fathom.parallel.pipeline import Pipeline, Plan
+from fathom.parallel.pipeline.stages import load_rows
 from fathom.parallel.zero import BUCKET_BYTES, Bucket, grouped
 
 
@@ -35,17 +39,23 @@ class Parallel:
         mesh: Mesh | None = None,
         zero1: bool = True,
         bucket_bytes: int = BUCKET_BYTES,
+        plan: Plan | None = None,
     ) -> None:
-        """Takes the model's experts apart and, with ZeRO-1, moves its parameters into buckets; all ranks together.
+        """Takes the model's layers and experts apart and, with ZeRO-1, moves its parameters into buckets.
+
+        All ranks together. `plan`: how the layers lie in the pipeline, where there is one.
 
         So it comes before anything that holds on to parameters or their memory. All ranks bring the same weights.
         Raises `ParallelError` when the model cannot be laid out so.
         """
         self.model, self.mesh = model, mesh or Mesh.alone()
+        if plan is None and self.mesh.pp.size > 1:
+            plan = Plan(model.config, self.mesh.pp.size)
+        self.pipeline = Pipeline(model, plan, self.mesh.pp) if plan else None
         self.traffic = shard_experts(model, self.mesh)
-        self.named = named(model, self.mesh)
+        self.named = named(model, self.mesh, plan)
         self.lists = grouped(self.named, bucket_bytes)
-        self.zero1 = zero1 and self.mesh.dp.size > 1
+        self.zero1 = zero1 and any(one.copies.size > 1 for one in self.named)
         self.buckets = [Bucket(members) for members in self.lists] if self.zero1 else []
         self.pieces = [piece for bucket in self.buckets for piece in bucket.pieces]
         if not self.zero1:
@@ -87,14 +97,13 @@ class Parallel:
     def _reduce_numbers(self, found: Losses) -> Losses:
         """One small all-reduce in float64, which holds loads below 2^53 exactly."""
         losses = [found.main, found.mtp, found.balance, found.total, *found.mtp_by_depth]
-        loads = [found.expert_load, *(router.expert_load for router in self.model.routers())]
-        device = found.main.device
-        parts = [torch.stack([loss.double() for loss in losses])]
-        parts += [load.flatten().to(device, torch.float64) for load in loads]
-        sums = self.mesh.dp.sum(torch.cat(parts)).split([len(part) for part in parts])
-        main, mtp, balance, total, *by_depth = sums[0].to(found.main.dtype).unbind()
-        for router, load in zip(self.model.routers(), sums[2:], strict=True):
-            router.expert_load.copy_(load)
+        load_ME, device = found.expert_load, self._device()
+        parts = [torch.stack([loss.double() for loss in losses]).to(device)]
+        parts += [load_ME.flatten().to(device, torch.float64)]
+        values, load = self.mesh.world.sum(torch.cat(parts)).split([len(p) for p in parts])
+        main, mtp, balance, total, *by_depth = values.to(found.main.dtype).unbind()
+        load_ME = load.to(load_ME).view_as(load_ME)
+        self._set_loads(load_ME)
         return replace(
             found,
             main=main,
@@ -102,8 +111,16 @@ class Parallel:
             balance=balance,
             total=total,
             mtp_by_depth=tuple(by_depth),
-            expert_load=sums[1].to(found.expert_load).view_as(found.expert_load),
+            expert_load=load_ME,
         )
+
+    def _set_loads(self, load_ME: Tensor) -> None:
+        """The routers here have counted what came by; now the whole step's tokens count."""
+        inner, rows = self.model.model, load_rows(self.model.config)
+        for layer, block in enumerate((*inner.layers, *inner.mtp)):
+            here = isinstance(block, Block) and isinstance(block.mlp, MoE)
+            if here and rows[layer] < len(load_ME):  # MTP's at weight 0 have seen nothing
+                block.mlp.gate.expert_load.copy_(load_ME[rows[layer]])
 
     # --- the update ------------------------------------------------------------------------------
 

@@ -49,7 +49,7 @@ def averaged(model: Transformer) -> dict[str, Tensor]:
     """The live tensors that an average is kept of, by name: parameters and router biases, a tied head once."""
     tensors = model.state_dict()
     if model.config.tie_word_embeddings:
-        del tensors["lm_head.weight"]
+        tensors.pop("lm_head.weight", None)  # another rank's, maybe
     return tensors
 
 
@@ -65,7 +65,8 @@ class Ema:
         }
         self._thread = ThreadPoolExecutor(1, "ema")
         self._running: Future[None] | None = None
-        self._copies = _Copies(self.live) if model.lm_head.weight.is_cuda else None
+        on_a_gpu = next(model.parameters()).is_cuda
+        self._copies = _Copies(self.live) if on_a_gpu else None
 
     def update(self, step: int) -> None:
         """Begin to move the average towards the weights as they are now, if step `step` is one for it."""

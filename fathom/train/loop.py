@@ -14,7 +14,6 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -22,6 +21,7 @@ from torch import Tensor
 from fathom.data.loader import Ahead, Batch, Loader
 from fathom.model import Losses, Transformer, losses, update_bias
 from fathom.parallel import Parallel
+from fathom.parallel.pipeline import MicroBatch, Pipeline, Weights
 from fathom.train.ema import Ema, EmaConfig
 from fathom.train.guard import Guard, GuardConfig, Verdict
 from fathom.train.optimizer import OptimConfig, build_adamw, clip, set_learning_rate
@@ -149,9 +149,12 @@ def train_step(trainer: Trainer, plan: StagePlan, reader: Ahead, step: int) -> S
     rows = plan.rows(step, passed_over)
     assert rows is not None
     batch = reader.batch(rows, then=plan.rows(step + 1, passed_over))
-    mine = trainer.parallel.rows(moment.batch)
-    found = accumulate_gradients(trainer.model, batch, plan.micro_batch, moment, mine)
-    found = trainer.parallel.reduce(found)
+    parallel = trainer.parallel
+    mine = parallel.rows(moment.batch)
+    found = accumulate_gradients(
+        trainer.model, batch, plan.micro_batch, moment, mine, parallel.pipeline
+    )
+    found = parallel.reduce(found)
     grad_norm = clip(trainer.model, trainer.optim.clip_norm, trainer.parallel).item()
     verdict = trainer.guard.judge(moment, found.main.item(), found.total.item(), grad_norm)
     if verdict.learns:
@@ -197,53 +200,55 @@ def accumulate_gradients(
     micro_batch: int,
     moment: Moment,
     mine: range | None = None,
+    pipeline: Pipeline | None = None,
 ) -> Losses:
     """Gradients of the mean loss over the batch, a micro-batch at a time; detached sums.
 
     Of the batch's rows only `mine` are computed, by default all; what all ranks have found, summed, is the batch's.
-    Weighting each part by its share gives the whole batch's mean: by its share of targets what is a mean over targets,
-    by its share of sequences the balance loss, which is one over sequences (eq 17).
+    """
+    parts = micro_batches(batch, micro_batch, mine)
+    weights = Weights(moment.mtp_weight, moment.balance_alpha)
+    if pipeline:
+        return pipeline.run(parts, weights)
+    return _weighted([_one_part(model, part, weights) for part in parts], parts, weights.mtp)
+
+
+def micro_batches(batch: Batch, rows: int, mine: range | None = None) -> list[MicroBatch]:
+    """This rank's part of a batch, by default all of it, so many rows at a time.
+
+    Weighting each by its share gives the whole batch's mean: by its share of targets what is a mean over targets, by
+    its share of sequences the balance loss, which is one over sequences (eq 17).
     """
     targets_B = batch.targets()
-    mine = mine or range(len(targets_B))
-    parts, shares = [], []
-    for start in range(mine.start, mine.stop, micro_batch):
-        rows = slice(start, min(start + micro_batch, mine.stop))
-        some_B = targets_B[rows]
+    mine, found = mine or range(len(targets_B)), []
+    for start in range(mine.start, mine.stop, rows):
+        part = slice(start, min(start + rows, mine.stop))
+        some_B = targets_B[part]
         of_targets = some_B.sum().item() / max(targets_B.sum().item(), 1)
-        shares.append(Share(of_targets, len(some_B) / len(targets_B)))
-        parts.append(_micro_batch(model, batch, rows, shares[-1], moment))
-    return _weighted(parts, shares, moment.mtp_weight)
+        ids = None if batch.document_ids is None else batch.document_ids[part]
+        share = len(some_B) / len(targets_B)
+        found.append(MicroBatch(batch.tokens[part], ids, of_targets, share))
+    return found
 
 
-class Share(NamedTuple):
-    """What a micro-batch is of its batch."""
-
-    targets: float
-    sequences: float
-
-
-def _micro_batch(
-    model: Transformer, batch: Batch, rows: slice, share: Share, moment: Moment
-) -> Losses:
+def _one_part(model: Transformer, part: MicroBatch, weights: Weights) -> Losses:
     """Gradients of some rows' mean loss times their share of the batch.
 
     The losses come back without their graph, which would hold on to what recomputation starts from.
     """
-    device = model.lm_head.weight.device
     found = losses(
         model,
-        batch.tokens[rows].to(device),
-        None if batch.document_ids is None else batch.document_ids[rows],
-        mtp_weight=moment.mtp_weight,
-        balance_alpha=moment.balance_alpha,
+        part.tokens.to(model.lm_head.weight.device),
+        part.document_ids,
+        mtp_weight=weights.mtp,
+        balance_alpha=weights.balance_alpha,
     )
-    predicted = found.main + moment.mtp_weight * found.mtp
-    (predicted * share.targets + found.balance * share.sequences).backward()
+    predicted = found.main + weights.mtp * found.mtp
+    (predicted * part.targets + found.balance * part.sequences).backward()
     return found.detached()
 
 
-def _weighted(parts: list[Losses], shares: list[Share], mtp_weight: float) -> Losses:
+def _weighted(parts: list[Losses], shares: list[MicroBatch], mtp_weight: float) -> Losses:
     def mean(values: Iterable[Tensor], of: str = "targets") -> Tensor:
         pairs = zip(values, shares, strict=True)
         return torch.stack([value * getattr(share, of) for value, share in pairs]).sum()

@@ -23,6 +23,8 @@ import fathom
 from fathom.data.loader import Loader, Ring
 from fathom.model.moe import MoE
 from fathom.parallel import Layout, Mesh, Parallel
+from fathom.parallel.pipeline import Plan
+from fathom.parallel.schedules import stages_on
 from fathom.train.ema import EmaConfig
 from fathom.train.guard import GuardConfig
 from fathom.train.loop import (
@@ -54,15 +56,28 @@ class Case:
     dtype: torch.dtype = torch.float64
     tied: bool = False
     recompute: bool = False
+    schedule: str = "1F1B"
+    layers: int = 3
 
     @property
     def reference(self) -> Case:
         """The same in one process, without anything that should make no difference."""
-        return Case(mtp=self.mtp, micro_batch=BATCH, dtype=self.dtype, tied=self.tied)
+        batch = BATCH if self.layout.pp == 1 else self.micro_batch
+        return Case(
+            mtp=self.mtp, micro_batch=batch, dtype=self.dtype, tied=self.tied, layers=self.layers
+        )
 
 
 def dp(ranks: int, **fields: Any) -> Layout:
     return Layout(dp=ranks, **fields)
+
+
+def pipe(schedule: str, pp: int, dp: int = 1, ep: int = 1, **fields: Any) -> Case:
+    """One sequence at a time, so that there are enough micro-batches, and a layer for each stage."""
+    return Case(
+        Layout(pp=pp, dp=dp, ep=ep), micro_batch=1, schedule=schedule,
+        layers=stages_on(schedule, pp), **fields,
+    )  # fmt: skip
 
 
 slow = pytest.mark.slow
@@ -71,6 +86,17 @@ LAYOUTS = [
     pytest.param(Case(dp(2, ep=2), zero1=False), id="dp2 ep2"),
     pytest.param(Case(dp(4, ep=2)), id="dp4 ep2 zero1"),
     pytest.param(Case(dp(4, ep=4, devices_per_node=2)), id="dp4 ep4 on two nodes, zero1"),
+    pytest.param(pipe("1F1B", 2), id="pp2 1F1B zero1"),
+    pytest.param(pipe("DualPipe", 2, dp=2, ep=2), id="pp2 dp2 ep2 DualPipe zero1"),
+    pytest.param(pipe("DualPipeV", 2, dp=2, ep=2), id="pp2 dp2 ep2 DualPipeV zero1", marks=slow),
+    pytest.param(pipe("GPipe", 2, zero1=False), id="pp2 GPipe", marks=slow),
+    pytest.param(pipe("ZB1P", 4, tied=True), id="pp4 ZB1P zero1 tied", marks=slow),
+    pytest.param(pipe("ZBV", 4, zero1=False), id="pp4 ZBV", marks=slow),
+    pytest.param(pipe("ZBV", 2, dp=2, recompute=True), id="pp2 dp2 ZBV recomputed zero1", marks=slow),
+    pytest.param(pipe("DualPipe", 4, mtp=2), id="pp4 DualPipe zero1 two MTP depths", marks=slow),
+    pytest.param(pipe("DualPipe", 2, dp=2, ep=2, zero1=False), id="pp2 dp2 ep2 DualPipe", marks=slow),
+    pytest.param(pipe("DualPipeV", 2, dp=4, ep=2), id="pp2 dp4 ep2 DualPipeV zero1", marks=slow),
+    pytest.param(pipe("1F1B", 4, dp=2, ep=2, mtp=0), id="pp4 dp2 ep2 1F1B zero1 without MTP", marks=slow),
     pytest.param(Case(dp(2), zero1=False), id="dp2", marks=slow),
     pytest.param(Case(dp(2, ep=2)), id="dp2 ep2 zero1", marks=slow),
     pytest.param(Case(dp(4)), id="dp4 zero1", marks=slow),
@@ -120,20 +146,34 @@ def trains(case: Case) -> Found:
     biases = {n: b for n, b in trainer.model.named_buffers() if n.endswith("correction_bias")}
     assert trainer.ema
     average = trainer.ema.tensors()
-    if trainer.parallel.mesh.dp.place:
-        gradients, weights, average = {}, {}, {}
+    gradients, weights, average = (
+        {name: tensor for name, tensor in each.items() if brings(trainer.parallel, name)}
+        for each in (gradients, weights, average)
+    )
     return Found(gradients, choices, records, weights, biases, average)
+
+
+def brings(parallel: Parallel, name: str) -> bool:
+    """Whether this is the rank that brings what several hold, or have put together."""
+    mesh, pipeline = parallel.mesh, parallel.pipeline
+    first = pipeline is None or pipeline.plan.holders(name)[0] == mesh.pp.place
+    return first and mesh.dp.place == 0
 
 
 def start(case: Case) -> Trainer:
     torch.manual_seed(7)
     config = tiny_config(
-        initializer_range=0.05, num_nextn_predict_layers=case.mtp, tie_word_embeddings=case.tied
+        initializer_range=0.05,
+        num_nextn_predict_layers=case.mtp,
+        tie_word_embeddings=case.tied,
+        num_hidden_layers=case.layers,
     )
     model = fathom.Transformer(config).to(case.dtype)
     model.set_recompute(case.recompute)
     mesh = Mesh(case.layout) if case.layout.world > 1 else None
-    parallel = Parallel(model, mesh, case.zero1, bucket_bytes=1 << 15)
+    pp = case.layout.pp
+    lies = Plan(config, pp, case.schedule) if pp > 1 else None
+    parallel = Parallel(model, mesh, case.zero1, bucket_bytes=1 << 15, plan=lies)
     return Trainer.start(model, OptimConfig(), GuardConfig(), EmaConfig(0.9), parallel)
 
 
@@ -177,10 +217,13 @@ class Watched:
 def first_gradients(trainer: Trainer, case: Case) -> dict[str, Tensor]:
     batch = plan(case).loader.batch(0, BATCH)
     assert len(set(batch.targets().tolist())) > 2
-    mine = trainer.parallel.rows(BATCH)
-    found = accumulate_gradients(trainer.model, batch, case.micro_batch, moment(1), mine)
-    trainer.parallel.reduce(found)
-    gradients = {name: g.clone() for name, g in trainer.parallel.whole_gradients()}
+    parallel = trainer.parallel
+    mine, now = parallel.rows(BATCH), moment(1)
+    found = accumulate_gradients(
+        trainer.model, batch, case.micro_batch, now, mine, parallel.pipeline
+    )
+    parallel.reduce(found)
+    gradients = {name: g.clone() for name, g in parallel.whole_gradients()}
     forget(trainer)
     return gradients
 
@@ -210,6 +253,11 @@ def joined(ranks: tuple[Found, ...], what: str) -> dict[str, Tensor]:
     }
 
 
+def in_order(rows_NC: Tensor) -> Tensor:
+    """Rows by their last number."""
+    return rows_NC[rows_NC[:, -1].argsort()]
+
+
 def distance(a: Tensor, b: Tensor) -> float:
     """||a - b|| / ||b||."""
     return ((a - b).norm() / b.norm()).item() if b.any() else a.norm().item()
@@ -226,14 +274,17 @@ def test_gradients_equal_one_process(case: Case) -> None:
 
 @pytest.mark.parametrize("case", LAYOUTS + LAYOUTS_IN_FLOAT32)
 def test_tokens_choose_the_same_experts(case: Case) -> None:
-    """A near-tie could go either way, above all in float32; the message would tell it by equal weights."""
+    """A near-tie could go either way, above all in float32; the message would tell it by equal weights.
+
+    Tokens are told by their weights, since in a pipeline with two copies they do not come in the order of the ranks.
+    """
     expected = one_process(case.reference).choices
     found = joined(in_layout(case), "choices")
     assert found.keys() == expected.keys()
     for block, one in expected.items():
         assert found[block].shape == one.shape
         (experts, weights), (expected_experts, expected_weights) = (
-            both.chunk(2, dim=1) for both in (found[block], one)
+            in_order(both).chunk(2, dim=1) for both in (found[block], one)
         )
         differ = (experts != expected_experts).any(1)
         gap = (weights - expected_weights)[differ].abs()

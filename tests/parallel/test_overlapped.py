@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import weakref
 from collections import Counter
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -15,16 +16,17 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from fathom.errors import ScheduleError
 from fathom.kernels.put_off import PutOff
 from fathom.model.objective import Rows
-from fathom.parallel import OVERLAPPED_ORDER, POSTED_EARLY, Layout, Mesh, all_to_all, schedule
+from fathom.parallel import OVERLAPPED_ORDER, POSTED_EARLY, Layout, Mesh, all_to_all
 from fathom.parallel.all_to_all import Route
 from fathom.parallel.experts import shard_experts, sharded_names
-from fathom.parallel.pipeline import Pipeline, executor, share_layers
+from fathom.parallel.pipeline import Pipeline, Plan, executor
 from fathom.parallel.pipeline.lanes import Lane
 from fathom.parallel.pipeline.layers import DenseLayer
 from fathom.parallel.pipeline.overlapped import Chunk
 from fathom.parallel.pipeline.seams import Seam, differentiate
-from fathom.parallel.pipeline.stages import Stage, Whole, keep_stages
+from fathom.parallel.pipeline.stages import Stage, Whole
 from fathom.parallel.schedules.overlap import NEEDS, ONE_AFTER_THE_OTHER, Operation, Order
+from tests.model.tiny import tiny_config
 from tests.parallel.processes import run
 from tests.parallel.test_pipeline import WEIGHTS, alone, micro_batches, model_of
 
@@ -32,16 +34,13 @@ Answer = tuple[dict[str, Tensor], list[Tensor], dict[str, Tensor]]
 
 
 def pipeline_of(
-    name: str, ep: int, dtype: torch.dtype, changes: dict[str, Any], count: int
+    name: str, ep: int, dtype: torch.dtype, changes: dict[str, Any]
 ) -> tuple[Pipeline, Mesh]:
     """Two ranks of pipeline times `ep` of data."""
-    plan = schedule(name, 4 if name == "DualPipeV" else 2, count)
     mesh = Mesh(Layout(pp=2, dp=ep, ep=ep))
     model = model_of(dtype, changes)
-    layers = share_layers(model.config, plan.stages)
-    model = keep_stages(model, plan, layers, mesh.pp.place)
     shard_experts(model, mesh)
-    return Pipeline(model, plan, layers, mesh.pp), mesh
+    return Pipeline(model, Plan(model.config, 2, name), mesh.pp), mesh
 
 
 def seen_in(pipeline: Pipeline, mesh: Mesh, count: int) -> Answer:
@@ -70,13 +69,12 @@ def compare(
     name: str, ep: int, orders: list[Order], dtype: torch.dtype, changes: dict[str, Any]
 ) -> tuple[list[bool], Answer]:
     """Which orders give the bits of the run without one; the answer of the last."""
-    pipeline, mesh = pipeline_of(name, ep, dtype, changes, 8)
+    pipeline, mesh = pipeline_of(name, ep, dtype, changes)
     expected, found = seen_in(pipeline, mesh, 8), []
     for order in orders:
-        pipeline.overlap(order)
+        pipeline.plan = replace(pipeline.plan, order=order)
         answer = seen_in(pipeline, mesh, 8)
         found.append(same(answer, expected))
-    assert (pipeline.order is not None) == (ep > 1)
     return found, answer
 
 
@@ -145,16 +143,28 @@ def test_any_order_and_many_shapes(name: str, changes: dict[str, Any], dtype: to
 
 
 def test_without_experts_elsewhere_nothing_is_interleaved() -> None:
-    for found, _ in run(compare, 2, "DualPipeV", 1, [OVERLAPPED_ORDER], torch.float64, {}):
-        assert found == [True]
+    for kinds in run(kinds_of_runs, 2):
+        assert kinds == {Whole}
+
+
+def kinds_of_runs() -> set[type]:
+    """What takes micro-batches through stages when all experts are here."""
+    pipeline, mesh = pipeline_of("DualPipeV", 1, torch.float32, {})
+    pipeline.plan = replace(pipeline.plan, order=POSTED_EARLY)
+    begin, kinds = executor._Running._begin, set()
+
+    def begun(self: Any, action: Any) -> Whole | Chunk:
+        kinds.add(type(found := begin(self, action)))
+        return found
+
+    executor._Running._begin = begun  # type: ignore[method-assign]
+    seen_in(pipeline, mesh, 8)
+    return kinds
 
 
 def test_an_order_that_cannot_be_is_refused() -> None:
-    plan = schedule("DualPipeV", 2, 2)
-    model = model_of(torch.float32, {})
-    pipeline = Pipeline(model, plan, share_layers(model.config, 2), Mesh.alone().pp)
     with pytest.raises(ScheduleError, match="ten operations, each once"):
-        pipeline.overlap(OVERLAPPED_ORDER[1:])
+        Plan(tiny_config(), 1, "DualPipeV", order=OVERLAPPED_ORDER[1:])
 
 
 # --- what is under way while something is computed -------------------------------------------------
@@ -162,13 +172,11 @@ def test_an_order_that_cannot_be_is_refused() -> None:
 
 def written_down(order: Order) -> list[str]:
     """Operations of the first pair of a one-rank pipeline, with what they post and what they wait for."""
-    plan = schedule("DualPipeV", 2, 2)
     mesh = Mesh(Layout(dp=2, ep=2))
     changes = {"num_hidden_layers": 3, "first_k_dense_replace": 0, "num_nextn_predict_layers": 0}
     model = model_of(torch.float32, changes)
     shard_experts(model, mesh)
-    pipeline = Pipeline(model, plan, share_layers(model.config, 2, (1, 2)), mesh.pp)
-    pipeline.overlap(order)
+    pipeline = Pipeline(model, Plan(model.config, 1, "DualPipeV", (1, 2), order), mesh.pp)
     log: list[str] = []
     post, finish, operate, pair = Route.post, all_to_all._finish, Chunk.run, executor.interleave
 

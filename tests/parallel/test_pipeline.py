@@ -11,8 +11,7 @@ from torch import Tensor
 from fathom.errors import ParallelError
 from fathom.model import Losses, Transformer, losses
 from fathom.parallel import Layout, Mesh, schedule
-from fathom.parallel.pipeline import MicroBatch, Pipeline, share_layers
-from fathom.parallel.pipeline.stages import Weights, keep_stages
+from fathom.parallel.pipeline import MicroBatch, Pipeline, Plan, Weights, share_layers
 from tests.model.tiny import tiny_config, tiny_model
 from tests.parallel.processes import run
 
@@ -62,12 +61,9 @@ def alone(model: Transformer, batches: list[MicroBatch]) -> tuple[dict[str, Tens
 def one_rank(
     name: str, stages: int, count: int, dtype: torch.dtype, changes: dict[str, Any], steps: int
 ) -> tuple[dict[str, Tensor], list[Tensor], dict[str, Tensor]]:
-    plan = schedule(name, stages, count)
-    mesh = Mesh(Layout(pp=plan.ranks))
     model = model_of(dtype, changes)
-    layers = share_layers(model.config, stages)
-    model = keep_stages(model, plan, layers, mesh.pp.place)
-    pipeline = Pipeline(model, plan, layers, mesh.pp)
+    plan = Plan(model.config, schedule(name, stages, count).ranks, name)
+    pipeline = Pipeline(model, plan, Mesh(Layout(pp=plan.ranks)).pp)
     for _ in range(steps):
         model.zero_grad()
         seen = pipeline.run(micro_batches(count, True), WEIGHTS)

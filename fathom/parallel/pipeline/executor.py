@@ -10,10 +10,10 @@ balance loss of its own routers; the gradient that comes from the next stage ent
 holds the tokens of all micro-batches, so only hidden states and their gradients travel, and everybody knows
 their shape.
 
-Where a schedule overlaps a forward with a backward (`Pair`), the two run interleaved if `Pipeline.overlap` was told
-in which order and experts are spread over ranks (`fathom.parallel.pipeline.overlapped`). Otherwise the forward runs
-first and then the backward: without all-to-alls there is nothing to hide, and the next stage would have to
-wait for the whole pair before it gets what the forward left.
+Where a schedule overlaps a forward with a backward (`Pair`), the two run interleaved if the plan has an order for it
+and experts are spread over ranks (`fathom.parallel.pipeline.overlapped`). Otherwise the forward runs first and then the
+backward: without all-to-alls there is nothing to hide, and interleaving would only lengthen the bubble, since the
+backward's gradient would be later by the whole forward that it is mixed with.
 
 torch's own runtime (`torch.distributed.pipelining`) was not taken: it finds shapes by running stages on
 memory without values, which counts for the routers; splits a backward by walking the graph twice; and knows nothing of
@@ -24,9 +24,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from fathom.errors import ParallelError
 from fathom.kernels.put_off import PutOff, Task, run_tasks
@@ -38,7 +39,8 @@ from fathom.parallel.mesh import Group
 from fathom.parallel.pipeline.lanes import Lane, network_stream
 from fathom.parallel.pipeline.mail import Mail
 from fathom.parallel.pipeline.overlapped import Chunk, interleave, sends_to_experts
-from fathom.parallel.pipeline.stages import Passed, Stage, Weights, Whole, moe_blocks
+from fathom.parallel.pipeline.plan import Plan
+from fathom.parallel.pipeline.stages import Passed, Stage, Weights, Whole, keep_stages, load_rows
 from fathom.parallel.schedules import (
     Action,
     Pair,
@@ -47,11 +49,12 @@ from fathom.parallel.schedules import (
     Send,
     Step,
     Transfer,
-    check_overlapped_order,
     program,
     singles,
 )
 from fathom.parallel.schedules.overlap import Order
+
+Program = tuple[Step | Send | Receive, ...]
 
 
 @dataclass(frozen=True)
@@ -74,54 +77,54 @@ class _Held:
 
 
 class Pipeline:
-    """One rank of a schedule, with the stages it holds."""
+    """One rank of a pipeline, with the stages it holds."""
 
-    def __init__(
-        self, model: Transformer, schedule: Schedule, layers: Sequence[range], group: Group
-    ) -> None:
-        """`model` as `keep_stages` left it; its products learn to put gradients off. `group`: the ranks."""
-        if group.size != schedule.ranks:
+    def __init__(self, model: Transformer, plan: Plan, group: Group) -> None:
+        """`model` a whole one, of which only this rank's stages stay; its products learn to put gradients off.
+
+        `group`: the pipeline's ranks.
+        """
+        if group.size != plan.ranks:
             raise ParallelError(
-                f"{schedule.name} is for {schedule.ranks} ranks, the pipeline has {group.size}; make the schedule for "
-                f"as many"
+                f"the plan is for {plan.ranks} ranks, the pipeline has {group.size}; make it for as many"
             )
-        self.model, self.schedule, self.group = model, schedule, group
-        self.program = program(schedule)[group.place]
-        last = schedule.stages - 1
+        self.plan, self.group = plan, group
+        parts, last = plan.placement[group.place], plan.stages - 1
+        self.model = keep_stages(model, {part.stage for part in parts}, plan.layers)
         self.stages = {
-            part: Stage(model, layers[part.stage], part.stage == last)
-            for part in schedule.placement[group.place]
+            part: Stage(model, plan.layers[part.stage], part.stage == last) for part in parts
         }
         self.put_off = PutOff()
         for module in model.modules():
             if isinstance(module, Linear | Experts):
                 module.matmul = _Putting(module.matmul, self.put_off)
+        self._programs: dict[int, tuple[Schedule, Program]] = {}
         self.bytes_sent = 0
-        self.order: Order | None = None
-        self.network: torch.cuda.Stream | None = None
 
-    def overlap(self, order: Order) -> None:
-        """Interleave pairs in this order from now on, where experts are spread over ranks; all ranks alike.
-
-        `OVERLAPPED_ORDER` is for GPUs, `POSTED_EARLY` for hosts that compute themselves. Raises `ScheduleError` for an
-        order that cannot be.
-        """
-        check_overlapped_order(order)
-        if sends_to_experts(self.model):
-            self.order = tuple(order)
-            self.network = network_stream(next(self.model.parameters()).device)
+    @cached_property
+    def network(self) -> torch.cuda.Stream | None:
+        """The stream that all-to-alls get, where there are any."""
+        return network_stream(next(self.model.parameters()).device)
 
     def run(self, microbatches: Sequence[MicroBatch], weights: Weights) -> Losses:
         """Gradients of the batch's mean loss, added to this rank's parameters; what this rank saw of the losses.
 
         The losses of all ranks of the pipeline add up to the batch's; so do the loads, [M, E] over all MoE blocks.
+        Raises `ScheduleError` where the schedule does not work with so many micro-batches.
         """
-        if len(microbatches) != self.schedule.microbatches:
-            raise ParallelError(
-                f"the schedule is for {self.schedule.microbatches} micro-batches, there are {len(microbatches)}; "
-                f"make it for as many"
-            )
-        return _Running(self, microbatches, weights).run()
+        schedule, program = self._program(len(microbatches))
+        found = _Running(self, schedule, microbatches, weights).run(program)
+        embedding = self.model.model.embed_tokens
+        if isinstance(embedding, nn.Embedding) and embedding.weight.grad is None:
+            # A copy for MTP in a step without it: the copy of the first stage has one.
+            embedding.weight.grad = torch.zeros_like(embedding.weight)
+        return found
+
+    def _program(self, microbatches: int) -> tuple[Schedule, Program]:
+        if microbatches not in self._programs:
+            made = self.plan.schedule(microbatches)
+            self._programs[microbatches] = made, program(made)[self.group.place]
+        return self._programs[microbatches]
 
 
 class _Putting:
@@ -138,20 +141,25 @@ class _Running:
     """One step of a pipeline."""
 
     def __init__(
-        self, pipeline: Pipeline, microbatches: Sequence[MicroBatch], weights: Weights
+        self,
+        pipeline: Pipeline,
+        schedule: Schedule,
+        microbatches: Sequence[MicroBatch],
+        weights: Weights,
     ) -> None:
-        self.pipeline, self.schedule, self.weights = pipeline, pipeline.schedule, weights
+        self.pipeline, self.schedule, self.weights = pipeline, schedule, weights
         parameter = next(pipeline.model.parameters())
         self.device = parameter.device
         self.dtype = pipeline.model.compute_dtype or parameter.dtype
         self.mail = Mail(pipeline.group, self.device, self.dtype)
         self.microbatches = microbatches
         self.rows = [Rows.of(m.tokens.to(self.device), m.document_ids) for m in microbatches]
+        self.order = pipeline.plan.order if sends_to_experts(pipeline.model) else None
         self.held: dict[tuple[int, int, int], _Held] = {}
         self.total = self._nothing()
 
-    def run(self) -> Losses:
-        for item in self.pipeline.program:
+    def run(self, program: Program) -> Losses:
+        for item in program:
             if isinstance(item, Receive):
                 rows = self.rows[item.transfer.microbatch].inputs
                 self.mail.receive(
@@ -166,8 +174,8 @@ class _Running:
         return self.total
 
     def _step(self, step: Step) -> None:
-        if isinstance(step, Pair) and self.pipeline.order is not None:
-            self._interleaved(step, self.pipeline.order)
+        if isinstance(step, Pair) and self.order is not None:
+            self._interleaved(step, self.order)
             return
         for action in singles(step):
             match action.kind:
@@ -191,11 +199,11 @@ class _Running:
         """Something that runs the action's micro-batch through its stage."""
         pipeline, rows = self.pipeline, self.rows[action.microbatch]
         stage, held = pipeline.stages[action.part], self._held(action)
-        if pipeline.order is None:
+        if self.order is None:
             held.run = Whole(stage, rows, self.weights, pipeline.put_off)
         else:
-            lane, order = Lane(pipeline.network), pipeline.order
-            held.run = Chunk(stage, rows, self.weights, pipeline.put_off, lane, order)
+            lane = Lane(pipeline.network)
+            held.run = Chunk(stage, rows, self.weights, pipeline.put_off, lane, self.order)
         return held.run
 
     def _forward_done(self, action: Action, passed: Passed) -> None:
@@ -257,6 +265,12 @@ class _Running:
             pairs = zip(total.mtp_by_depth, found.mtp_by_depth, strict=True)
             total.mtp_by_depth = tuple(a + b.double() * part.targets for a, b in pairs)
         total.total = total.main + self.weights.mtp * total.mtp + total.balance
-        stage = self.pipeline.stages[action.part]
-        blocks = moe_blocks(stage.model, stage.layers, stage.last)[: len(passed.load)]
-        total.expert_load[blocks] += passed.load
+        total.expert_load[self._rows_of(action)[: len(passed.load)]] += passed.load
+
+    def _rows_of(self, action: Action) -> list[int]:
+        """Of `expert_load`, those that the stage's MoE blocks fill; MTP's last, where it has any."""
+        stage, config = self.pipeline.stages[action.part], self.pipeline.model.config
+        rows, depth = load_rows(config), config.num_nextn_predict_layers
+        further = range(config.num_hidden_layers, config.num_hidden_layers + depth)
+        layers = [*stage.layers, *(further if stage.last else ())]
+        return [rows[layer] for layer in layers if layer in rows]

@@ -10,7 +10,7 @@ embedding for MTP, and gradients of the copies are added.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import NoReturn
@@ -23,7 +23,6 @@ from fathom.kernels.put_off import PutOff, Task
 from fathom.model import ModelConfig, Transformer
 from fathom.model.context import Context, build_context
 from fathom.model.objective import Losses, Rows, balance_loss, losses_of
-from fathom.parallel.schedules import Schedule
 
 
 class Absent(nn.Module):
@@ -64,16 +63,15 @@ def share_layers(
 
 
 def keep_stages(
-    model: Transformer, schedule: Schedule, layers: Sequence[range], place: int
+    model: Transformer, stages: Collection[int], layers: Sequence[range]
 ) -> Transformer:
-    """Remove from a whole model, in place, what rank `place` of the pipeline does not hold."""
-    stages = {part.stage for part in schedule.placement[place]}
+    """Remove from a whole model, in place, what does not belong to some stages."""
     held = {layer for stage in stages for layer in layers[stage]}
-    first, last = 0 in stages, schedule.stages - 1 in stages
+    first, last = 0 in stages, len(layers) - 1 in stages
     inner, config = model.model, model.config
     for layer in set(range(config.num_hidden_layers)) - held:
         inner.layers[layer] = Absent()
-    if not (first or (last and _embeds_again(config))):
+    if not (first or (last and embeds_again(config))):
         inner.embed_tokens = Absent()  # type: ignore[assignment]
     if not last:
         inner.norm = Absent()  # type: ignore[assignment]
@@ -82,19 +80,15 @@ def keep_stages(
     return model
 
 
-def _embeds_again(config: ModelConfig) -> bool:
-    """Whether the last stage needs the embedding: MTP reads it, a tied head is it."""
+def embeds_again(config: ModelConfig) -> bool:
+    """Whether the last stage needs the embedding too: MTP reads it, a tied head is it."""
     return config.num_nextn_predict_layers > 0 or config.tie_word_embeddings
 
 
-def moe_blocks(model: Transformer, layers: range, last: bool) -> list[int]:
-    """Which rows of `expert_load` the MoE blocks of a stage fill: main layers first, then MTP's."""
-    config = model.config
-    depth = config.num_nextn_predict_layers
-    everything = range(config.num_hidden_layers + depth)
-    numbers = {layer: n for n, layer in enumerate(filter(config.is_moe_layer, everything))}
-    mine = [*layers, *(everything[config.num_hidden_layers :] if last else ())]
-    return [numbers[layer] for layer in mine if layer in numbers]
+def load_rows(config: ModelConfig) -> dict[int, int]:
+    """Which row of `expert_load` each MoE layer fills: main layers first, then MTP's."""
+    layers = range(config.num_hidden_layers + config.num_nextn_predict_layers)
+    return {layer: row for row, layer in enumerate(filter(config.is_moe_layer, layers))}
 
 
 @dataclass(frozen=True)

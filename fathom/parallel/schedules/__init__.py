@@ -15,6 +15,7 @@ from fathom.parallel.schedules.formulas import bubble_in_table_2 as bubble_in_ta
 from fathom.parallel.schedules.legality import check as check
 from fathom.parallel.schedules.making import SCHEDULES as SCHEDULES
 from fathom.parallel.schedules.making import schedule as schedule
+from fathom.parallel.schedules.making import stages_on as stages_on
 from fathom.parallel.schedules.overlap import OVERLAPPED_ORDER as OVERLAPPED_ORDER
 from fathom.parallel.schedules.overlap import POSTED_EARLY as POSTED_EARLY
 from fathom.parallel.schedules.overlap import check_overlapped_order as check_overlapped_order

@@ -20,6 +20,7 @@ _MAKERS: dict[str, Callable[[int, int], Schedule]] = {
 }
 SCHEDULES = tuple(_MAKERS)
 """Names of all schedules."""
+_TWO_STAGES_A_RANK = ("ZBV", "DualPipeV")
 
 
 def schedule(name: str, stages: int, microbatches: int) -> Schedule:
@@ -37,6 +38,11 @@ def schedule(name: str, stages: int, microbatches: int) -> Schedule:
         raise ScheduleError(f"there is no pipeline schedule {name!r}; {remedy}")
     _check_numbers(name, stages, microbatches)
     return _MAKERS[name](stages, microbatches)
+
+
+def stages_on(name: str, ranks: int) -> int:
+    """How many pieces of the model so many ranks hold together."""
+    return 2 * ranks if name in _TWO_STAGES_A_RANK else ranks
 
 
 def _check_numbers(name: str, stages: int, microbatches: int) -> None:
