@@ -2,8 +2,8 @@
 
     python benchmarks/overlap.py [--rounds 15] [--json FILE]
 
-Two processes, one thread each, each pinned to a core of its own. Every rank has half of the experts; a pair is a forward
-chunk of one micro-batch and a backward chunk of another through the same layers. Transfers go over gloo; their
+Two processes, one thread each, each pinned to a core of its own. Every rank has half of the experts; a pair is a
+forward chunk of one micro-batch and a backward chunk of another through the same layers. Transfers go over gloo; their
 result counts as there only bytes / bandwidth seconds after they were posted, which pass by themselves: whoever waits
 before sleeps, and the core is free. Bytes of a transfer: what a rank sends to the other or receives from it, whichever
 is more. Bandwidth is set so that the transfers of a pair take as long as the pair does without any delay.

@@ -12,8 +12,8 @@ their shape.
 
 Where a schedule overlaps a forward with a backward (`Pair`), the two run interleaved if the plan has an order for it
 and experts are spread over ranks (`fathom.parallel.pipeline.overlapped`). Otherwise the forward runs first and then the
-backward: without all-to-alls there is nothing to hide, and interleaving would only lengthen the bubble, since the
-backward's gradient would be later by the whole forward that it is mixed with.
+backward: without all-to-alls there is nothing to hide, and interleaving would only lengthen the bubble, since an
+interleaved pair cannot begin before both of its inputs are there.
 
 torch's own runtime (`torch.distributed.pipelining`) was not taken: it finds shapes by running stages on
 memory without values, which counts for the routers; splits a backward by walking the graph twice; and knows nothing of
