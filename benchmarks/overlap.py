@@ -63,13 +63,13 @@ from fathom.train.memory import keep_freed_memory
 LAYERS = 4
 SHAPE: dict[str, Any] = {
     "vocab_size": 256,
-    "hidden_size": 512,
-    "intermediate_size": 512,
+    "hidden_size": 256,
+    "intermediate_size": 256,
     "moe_intermediate_size": 128,
     "num_hidden_layers": LAYERS,
     "num_attention_heads": 8,
-    "q_lora_rank": 256,
-    "kv_lora_rank": 128,
+    "q_lora_rank": 128,
+    "kv_lora_rank": 64,
     "qk_nope_head_dim": 48,
     "qk_rope_head_dim": 16,
     "v_head_dim": 48,
@@ -82,7 +82,7 @@ SHAPE: dict[str, Any] = {
     "max_position_embeddings": 512,
     "num_nextn_predict_layers": 0,
 }
-SEQUENCES, POSITIONS = 2, 512
+SEQUENCES, POSITIONS = 2, 384
 ORDERS: dict[str, Order] = {
     "one after the other": ONE_AFTER_THE_OTHER,
     "published": OVERLAPPED_ORDER,
