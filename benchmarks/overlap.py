@@ -6,15 +6,16 @@ Two processes, one thread each, each pinned to a core of its own. Every rank has
 forward chunk of one micro-batch and a backward chunk of another through the same layers. Transfers go over gloo; their
 result counts as there only bytes / bandwidth seconds after they were posted, which pass by themselves: whoever waits
 before sleeps, and the core is free. Bytes of a transfer: what a rank sends to the other or receives from it, whichever
-is more. Bandwidth is set so that the transfers of a pair take as long as the pair does without any delay.
+is more.
 
-In every round each case runs once, beginning with another one each round: the order of operations (one after the
-other, published, posted early) and the network (no delay; each transfer by itself; one transfer behind the other, as
-on one wire). Time is that of the slower rank.
+Cases are the order of operations (one after the other, published, posted early) and the network (no delay; each
+transfer by itself; one transfer behind the other, as on one wire). In every round each case runs once, beginning with
+another one each round, those without delay at the beginning and at the end. Time is that of the slower rank.
 
     hidden = 1 - (t_overlap - t_compute) / t_comm
 
-t_compute is the same round's time of the same order without delay, t_comm the sum of bytes / bandwidth.
+t_compute is the same round's time of the same order without delay, t_comm the sum of bytes / bandwidth. Bandwidth is
+set in each round so that t_comm is what the cases without delay took.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ import os
 import statistics
 import time
 import traceback
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -88,8 +89,8 @@ ORDERS: dict[str, Order] = {
     "published": OVERLAPPED_ORDER,
     "posted early": POSTED_EARLY,
 }
-NETWORKS = ("no delay", "each by itself", "one wire")
-CASES = [(order, network) for network in NETWORKS for order in ORDERS]
+NO_DELAY, BY_ITSELF, ONE_WIRE = "no delay", "each by itself", "one wire"
+CASES = [(order, kind) for kind in (NO_DELAY, BY_ITSELF, ONE_WIRE) for order in ORDERS]
 CARRIED: dict[str, Operation] = {
     "routing": ("F", "dispatch"),
     "dispatch": ("F", "dispatch"),
@@ -199,15 +200,11 @@ class Rank:
         dist.all_reduce(found, dist.ReduceOp.MAX)
         return float(found)
 
-    def costs(self, rounds: int) -> dict[Operation, float]:
-        """Median seconds of a layer's computations without delay, each with the posting of what it leaves behind."""
-        found: dict[Operation, list[float]] = defaultdict(list)
-        for _ in range(rounds):
-            with timed_operations() as spent:
-                self.pair(ONE_AFTER_THE_OTHER, Network())
-            for operation, seconds in spent.items():
-                found[operation].append(seconds / LAYERS)
-        return {operation: statistics.median(seconds) for operation, seconds in found.items()}
+    def costs(self) -> dict[Operation, float]:
+        """Seconds of a layer's computations without delay, each with the posting of what it leaves behind."""
+        with timed_operations() as spent:
+            self.pair(ONE_AFTER_THE_OTHER, Network())
+        return {operation: seconds / LAYERS for operation, seconds in spent.items()}
 
 
 @contextmanager
@@ -237,30 +234,43 @@ def measure(rounds: int) -> dict[str, Any]:
     rank = Rank()
     for _ in range(3):  # memory, compiled products, connections
         rank.pair(ONE_AFTER_THE_OTHER, Network())
-    bytes_of_pair: Counter[Operation] = Counter()
-    times = []
-    for _ in range(5):
-        network = Network()
-        times.append(rank.pair(ONE_AFTER_THE_OTHER, network))
-        bytes_of_pair = network.bytes
-    per_byte = statistics.median(times) / bytes_of_pair.total()
-    costs = rank.costs(5)
+    network = Network()
+    rank.pair(ONE_AFTER_THE_OTHER, network)
+    sent = network.bytes
     found: dict[tuple[str, str], list[float]] = {case: [] for case in CASES}
+    communicating, costs = [], []
     for number in range(rounds):
-        turn = number % len(CASES)
-        for name, network_name in CASES[turn:] + CASES[:turn]:
-            delay = 0.0 if network_name == "no delay" else per_byte
-            network = Network(delay, network_name == "one wire")
-            found[name, network_name].append(rank.pair(ORDERS[name], network))
-    costs |= {o: sent * per_byte / LAYERS for o, sent in bytes_of_pair.items()}
+        begun = undelayed(rank, number)
+        seconds = statistics.median(begun.values())
+        communicating.append(seconds)
+        slow = [case for case in CASES if case[1] != NO_DELAY]
+        for name, kind in turned(slow, number):
+            network = Network(seconds / sent.total(), queued=kind == ONE_WIRE)
+            found[name, kind].append(rank.pair(ORDERS[name], network))
+        costs.append(rank.costs())
+        for name, ended in undelayed(rank, number).items():
+            found[name, NO_DELAY].append((begun[name] + ended) / 2)
     return {
         "times": found,
-        "costs": costs,
-        "bytes": bytes_of_pair.total(),
-        "bandwidth": 1 / per_byte,
-        "communicating": bytes_of_pair.total() * per_byte,
+        "costs": {
+            operation: statistics.median(one[operation] for one in costs) for operation in costs[0]
+        },
+        "bytes": sent,
+        "communicating": communicating,
         "load": os.getloadavg()[0],
     }
+
+
+def undelayed(rank: Rank, number: int) -> dict[str, float]:
+    """Seconds of each order without delay."""
+    names = turned(list(ORDERS), number)
+    return {name: rank.pair(ORDERS[name], Network()) for name in names}
+
+
+def turned(things: list[Any], number: int) -> list[Any]:
+    """The same, beginning with another one."""
+    turn = number % len(things)
+    return things[turn:] + things[:turn]
 
 
 # --- both ranks, and what came of it -----------------------------------------------------------------
@@ -311,22 +321,28 @@ def one_rank(
 
 def hidden(found: dict[str, Any], case: tuple[str, str], zero: str) -> list[float]:
     """Share of the communication that cost no time, by round, with the time of order `zero` without delay."""
-    pairs = zip(found["times"][case], found["times"][zero, "no delay"], strict=True)
-    return [1 - (slow - fast) / found["communicating"] for slow, fast in pairs]
+    times, communicating = found["times"], found["communicating"]
+    rounds = zip(times[case], times[zero, NO_DELAY], communicating, strict=True)
+    return [1 - (slow - fast) / sent for slow, fast, sent in rounds]
 
 
 def simulated(found: dict[str, Any], name: str) -> float:
-    return overlapped_time(ORDERS[name], found["costs"], LAYERS, host_computes=True).hidden
+    """What the simulator says of the same costs and one wire, with transfers that take as long as the computations."""
+    costs, sent = dict(found["costs"]), found["bytes"]
+    per_byte = sum(costs.values()) / sent.total()
+    costs |= {operation: sent[operation] * per_byte for operation in sent}
+    return overlapped_time(ORDERS[name], costs, LAYERS, host_computes=True).hidden
 
 
 def report(found: dict[str, Any]) -> list[dict[str, Any]]:
     rows = []
     for case in CASES:
-        name, network = case
-        row: dict[str, Any] = {"order": name, "network": network, "seconds": found["times"][case]}
-        if network != "no delay":
+        name, kind = case
+        row: dict[str, Any] = {"order": name, "network": kind, "seconds": found["times"][case]}
+        if kind != NO_DELAY:
             row["hidden"] = hidden(found, case, name)
             row["hidden_against_plain"] = hidden(found, case, "one after the other")
+        if kind == ONE_WIRE:
             row["simulated"] = simulated(found, name)
         rows.append(row)
     return rows
@@ -349,9 +365,10 @@ def main(argv: list[str] | None = None) -> None:
     found = on_two_ranks(measure, chosen.rounds)[0]
     rows = report(found)
     print(harness.describe(facts))
+    sent, seconds = found["bytes"].total(), statistics.median(found["communicating"])
     print(
-        f"t_comm {1000 * found['communicating']:.1f} ms of a pair: {found['bytes'] / 1e6:.2f} MB at "
-        f"{found['bandwidth'] / 1e6:.1f} MB/s; load average {found['load']:.1f} at the end\n"
+        f"t_comm {milliseconds(found['communicating'])} ms of a pair: {sent / 1e6:.2f} MB at about "
+        f"{sent / seconds / 1e6:.0f} MB/s; load average {found['load']:.1f} at the end\n"
     )
     costs = {f"{what}({kind})": cost for (kind, what), cost in found["costs"].items()}
     each = [(operation, f"{1000 * cost:.2f}") for operation, cost in sorted(costs.items())]
@@ -371,13 +388,13 @@ def main(argv: list[str] | None = None) -> None:
             milliseconds(row["seconds"]),
             percent(row["hidden"]) if "hidden" in row else "",
             percent(row["hidden_against_plain"]) if "hidden" in row else "",
-            f"{100 * row['simulated']:.1f}" if "hidden" in row else "",
+            f"{100 * row['simulated']:.1f}" if "simulated" in row else "",
         ]
         for row in rows
     ]
     print("\n" + harness.table(heads, cells))
-    facts |= {"costs": costs, "bytes": found["bytes"], "bandwidth": found["bandwidth"]}
-    facts |= {"shape": SHAPE, "communicating": found["communicating"], "cases": rows}
+    facts |= {"shape": SHAPE, "costs": costs, "bytes": sent, "cases": rows}
+    facts |= {"communicating": found["communicating"]}
     harness.write_json(chosen.json, facts)
 
 
