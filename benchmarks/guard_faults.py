@@ -64,8 +64,10 @@ class Planted:
         self.fault, self.struck = fault, set[int]()
         self.gradients, self.batch = loop.accumulate_gradients, Loader.batch
 
-    def accumulate(self, model: Any, batch: Batch, micro_batch: int, moment: Any) -> Any:
-        found = self.gradients(model, batch, micro_batch, moment)
+    def accumulate(
+        self, model: Any, batch: Batch, micro_batch: int, moment: Any, *more: Any
+    ) -> Any:
+        found = self.gradients(model, batch, micro_batch, moment, *more)
         if self.fault.at(moment.step) and moment.step not in self.struck:
             self.struck.add(moment.step)
             self._spoil([p.grad for p in model.parameters() if p.grad is not None], moment.step)

@@ -42,6 +42,10 @@ class ScheduleError(ParallelError):
     """A pipeline schedule that cannot be made with these numbers, or that would not run."""
 
 
+class PlanError(FathomError, ValueError):
+    """A cluster or a layout that cannot be planned with: unknown, contradicting itself, too small for the model."""
+
+
 def did_you_mean(name: str, known: Iterable[str], otherwise: str = "known are") -> str:
     """The remedy for a name that there is not: the nearest one that there is, or `otherwise` and all of them.
 

@@ -18,6 +18,7 @@ from fathom.errors import FathomError
 COMMANDS = {
     "quickstart": "Train the recipe nano on real text, show what it learned, say what to type next.",
     "run": "Train a model from a recipe; the same command again goes on where it stopped.",
+    "plan": "Say what a run costs on a cluster: memory, time, money, and which layouts fit.",
     "report": "Write report.html for a run, finished or not.",
     "generate": "Continue a prompt.",
     "chat": "Talk to a model in the terminal.",

@@ -136,6 +136,10 @@ class Loader:
         assert tokens is not None
         return Batch(tokens, _stack(ids) if ids else None, sources)
 
+    def sources(self, first_sequence: int, count: int) -> dict[str, int]:
+        """How many of the whole batch's sequences are from each source; nothing is read for it."""
+        return dict(Counter(self._place(first_sequence + i)[0] for i in range(count)))
+
     def _place(self, sequence: int) -> tuple[str, int]:
         if self.mixture is None:
             name, number = next(iter(self.rings)), sequence

@@ -188,7 +188,6 @@ class Engine:
             return []
         started = time.perf_counter()
         with evaluating(self.model):
-            self._follow_admissions(shares)
             read = self._read(shares)
             deltas, fresh = self._speak(shares, read)
             self._draft(shares, fresh, deltas, started)
@@ -268,21 +267,10 @@ class Engine:
         else:
             payoff.spend(now - started, now - before)
 
-    def _follow_admissions(self, shares: Sequence[Share]) -> None:
-        """Requests that were just let in begin a trail; those that were put back lose theirs."""
-        if self.drafter is None:
-            return
-        running = set(self.scheduler.running)
-        for request in [r for r in self.drafter.trails if r not in running]:
-            self.drafter.forget(request)
-        for share in shares:
-            if share.request not in self.drafter.trails:
-                self.drafter.begin(share.request)
-
     def _publish(self, request: Request) -> None:
         before = request.published
         self.scheduler.publish(request)
-        if self.drafter is not None:
+        if self.drafter is not None and request.published != before:
             self.drafter.published(request, before)
 
     def _end(self, request: Request) -> None:

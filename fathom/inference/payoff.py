@@ -15,7 +15,7 @@ TRIALS = 8
 """Passes by which either way is measured. The first drafts of an answer that modules have not followed are poor."""
 AGAIN, SELDOM = 64, 4096
 """After so many passes the way that was slower is measured again; twice as many each time that it still is."""
-BUDGET = 0.02
+BUDGET = 0.01
 """Share of all time that trials of drafts may lose; a new trial waits until half of it is left."""
 _FORGETTING = 0.8
 _REMEMBERED = 4096

@@ -38,6 +38,8 @@ from fathom.model.mtp import MTPModule
 class Trail:
     """How far the modules have followed one request."""
 
+    blocks: list[int]
+    """Where their entries are: the request's blocks, unless it has lost them since."""
     first: int
     """Position from which on the cache holds their entries."""
     done: list[int]
@@ -92,20 +94,30 @@ class Drafter:
         self.trails: dict[Request, Trail] = {}
         self._covered: set[int] = set()
 
-    def begin(self, request: Request) -> None:
-        """A request was let in; of the blocks it found those count that modules had followed too."""
-        found = request.computed // self.size
+    def _trail(self, request: Request, start: int) -> Trail:
+        """The request's, if the modules have followed it up to `start`; else a new one from there on.
+
+        Of the blocks before, as it may have found them in the prefix cache, those count that modules have followed.
+        """
+        trail = self.trails.get(request)
+        if trail and trail.blocks is request.blocks and trail.done[0] == start:
+            return trail
+        found, rest = divmod(start, self.size)
+        if rest or request.published < found:
+            found = 0
         covered = found
         while covered and request.blocks[covered - 1] in self._covered:
             covered -= 1
-        self.trails[request] = self._trail(request.computed, covered * self.size)
-
-    def _trail(self, start: int, first: int) -> Trail:
+        first = covered * self.size if found else start
         depth = len(self.modules)
-        return Trail(first, [start] * depth, [None] * depth, -(-first // self.size))
+        trail = Trail(
+            request.blocks, first, [start] * depth, [None] * depth, -(-first // self.size)
+        )
+        self.trails[request] = trail
+        return trail
 
     def forget(self, request: Request) -> None:
-        """A request has ended or lost its blocks."""
+        """A request has ended."""
         self.trails.pop(request, None)
 
     def published(self, request: Request, before: int) -> None:
@@ -139,10 +151,8 @@ class Drafter:
         return row.count > 0 and row.first + row.count == row.fresh.request.computed
 
     def _first_rows(self, fresh: Fresh) -> _Rows:
-        trail = self.trails.get(fresh.request)
-        if trail is None or trail.done[0] != fresh.start:  # it went on without the modules
-            trail = self.trails[fresh.request] = self._trail(fresh.start, fresh.start)
         request = fresh.request
+        trail = self._trail(request, fresh.start)
         states = fresh.states_ND
         count = min(len(states), len(request.ids) - 1 - fresh.start)
         return _Rows(fresh, trail, fresh.start, states, count)

@@ -121,6 +121,19 @@ def weight_shards(pieces: Iterable[Piece], alone: bool) -> Iterator[Shard]:
         yield Shard(piece.of.name, flat, piece.of.shape, piece.place.start, first)
 
 
+def model_shards(
+    tensors: Mapping[str, Tensor], parameters: Iterable[Named], mesh: Mesh
+) -> Iterator[Shard]:
+    """Tensors that this rank keeps by names of its model's and in their shapes: buffers, the average of the weights."""
+    known = {one.name: one for one in parameters}
+    for name, tensor in tensors.items():
+        one = known.get(name)
+        copies, shape, offset = (
+            (one.copies, one.shape, one.offset) if one else (mesh.dp, tensor.shape, 0)
+        )
+        yield Shard(name, tensor.detach().view(-1), shape, offset, copies.place == 0)
+
+
 @torch.no_grad()
 def fill(shards: Iterable[Shard], whole: Mapping[str, Tensor]) -> None:
     """Copy into each shard its run of the whole tensors. Raises `CheckpointError` where one is missing or misshapen."""

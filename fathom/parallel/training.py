@@ -1,6 +1,6 @@
 """A model in training on a mesh: what has to be the same whichever way it is laid out (report §3.2).
 
-The loop computes gradients of its rows of the batch, weighted by their share of the *whole* batch,
+The loop reads a rank's rows of the batch and computes gradients weighted by their share of the *whole* batch,
 so that sums over ranks are the whole batch's means. Here those sums are made: gradients over the
 ranks that hold the same parameter (all of dp, but for experts the dp / ep that hold the same ones;
 what an expert's tokens of other ranks have to say has come back with the all-to-all), losses and
@@ -13,7 +13,7 @@ Alone, nothing of this costs anything or changes a bit.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 
 import torch
@@ -24,7 +24,14 @@ from fathom.model.block import Block
 from fathom.model.moe import MoE
 from fathom.parallel.experts import shard_experts
 from fathom.parallel.mesh import Mesh
-from fathom.parallel.pieces import Piece, Shard, named, optimizer_shards, weight_shards
+from fathom.parallel.pieces import (
+    Piece,
+    Shard,
+    model_shards,
+    named,
+    optimizer_shards,
+    weight_shards,
+)
 from fathom.parallel.pipeline import Pipeline, Plan
 from fathom.parallel.pipeline.stages import load_rows
 from fathom.parallel.zero import BUCKET_BYTES, Bucket, grouped
@@ -67,8 +74,17 @@ class Parallel:
         return self.mesh.world.size == 1
 
     def rows(self, batch: int) -> range:
-        """This rank's sequences of a batch. Raises `ParallelError` when they cannot be shared out evenly."""
+        """This rank's sequences of a batch, consecutive ones.
+
+        Raises `ParallelError` when they cannot be shared out evenly.
+        """
         return self.mesh.layout.rows(batch, self.mesh.dp.place)
+
+    def total(self, number: int) -> int:
+        """Sum of a number that each rank has of its rows."""
+        if self.alone:
+            return number
+        return int(self.mesh.dp.sum(torch.tensor(number, device=self._device())))
 
     # --- after the backward passes ---------------------------------------------------------------
 
@@ -150,6 +166,10 @@ class Parallel:
     def weight_shards(self) -> Iterator[Shard]:
         """The masters that this rank updates, by the parameters' names. After filling them, `share`."""
         return weight_shards(self.pieces, self.zero1)
+
+    def model_shards(self, tensors: Mapping[str, Tensor]) -> Iterator[Shard]:
+        """Tensors that go by the model's names, like router biases and the average of the weights."""
+        return model_shards(tensors, self.named, self.mesh)
 
     def optimizer_shards(self, optimizer: torch.optim.Optimizer) -> Iterator[Shard]:
         """AdamW's state that this rank keeps, by name (`fathom.parallel.pieces`)."""

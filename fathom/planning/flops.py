@@ -21,19 +21,32 @@ def flops_per_token(config: ModelConfig, seq_len: int, mtp: bool = True) -> floa
 def forward_flops_per_token(config: ModelConfig, seq_len: int, mtp: bool = True) -> float:
     """Forward operations per token. MTP module k runs on the `seq_len` - k positions that it has (eq 22)."""
     layers = range(config.num_hidden_layers)
-    head = 2 * config.vocab_size * config.hidden_size
-    total: float = head + sum(_block(config, layer, seq_len) for layer in layers)
+    head = head_flops(config)
+    total: float = head + sum(block_flops(config, layer, seq_len) for layer in layers)
     for k in range(config.num_nextn_predict_layers if mtp else 0):
         positions = max(0, seq_len - k - 1)
-        join = 2 * 2 * config.hidden_size**2
-        block = _block(config, config.num_hidden_layers + k, positions)
-        total += (join + block + head) * positions / seq_len
+        block = block_flops(config, config.num_hidden_layers + k, positions)
+        total += (join_flops(config) + block + head) * positions / seq_len
     return total
 
 
-def _block(config: ModelConfig, layer: int, seq_len: int) -> float:
-    """One block: matrices, then attention over the (seq_len + 1) / 2 keys that a query sees on average."""
-    per_key = config.num_attention_heads * (config.qk_head_dim + config.v_head_dim)
+def block_flops(config: ModelConfig, layer: int, seq_len: int) -> float:
+    """Forward operations per token in one block: matrices, then attention."""
     active = feed_forward(config, layer) - inactive_experts(config, layer)
-    matrices = attention_matrices(config) + active
-    return 2 * matrices + 2 * per_key * (seq_len + 1) / 2
+    return 2 * (attention_matrices(config) + active) + core_flops(config, seq_len)
+
+
+def core_flops(config: ModelConfig, seq_len: int) -> float:
+    """Forward operations per token in attention itself: a query sees (seq_len + 1) / 2 keys on average."""
+    per_key = config.num_attention_heads * (config.qk_head_dim + config.v_head_dim)
+    return 2 * per_key * (seq_len + 1) / 2
+
+
+def head_flops(config: ModelConfig) -> int:
+    """Forward operations per token in the output head."""
+    return 2 * config.vocab_size * config.hidden_size
+
+
+def join_flops(config: ModelConfig) -> int:
+    """Forward operations per token in an MTP module's eh_proj (eq 21)."""
+    return 2 * 2 * config.hidden_size**2

@@ -55,18 +55,28 @@ def training_memory(
     depth = config.num_nextn_predict_layers if mtp else 0
     tokens = seq_len * micro_batch
     blocks = range(config.num_hidden_layers + depth)
-    numbers = sum(_block(config, i, recompute) for i in blocks)
-    numbers += 2 * config.hidden_size  # final norm and what the head reads
-    # A depth has the same two, and enorm, hnorm and eh_proj.
-    numbers += depth * (6 if recompute else 8) * config.hidden_size
-    chunk = min(tokens, chunk_rows(config.vocab_size, on_cpu)) * config.vocab_size
+    numbers = sum(block_activations(config, i, recompute) for i in blocks)
+    numbers += end_activations(config, depth, recompute)
     return TrainingMemory(
         weights=weights,
         gradients=weights,
         moments=2 * weights,
         activations=tokens * numbers * compute_bytes,
-        logits=4 * (chunk + (1 + depth) * parameters.vocabulary),
+        logits=logits_bytes(config, tokens, depth, on_cpu),
     )
+
+
+def end_activations(config: ModelConfig, depth: int, recompute: bool) -> int:
+    """Numbers per token kept behind the last block: final norm and what the head reads; each of `depth` MTP modules has
+    the same two, and enorm, hnorm and eh_proj.
+    """
+    return (2 + depth * (6 if recompute else 8)) * config.hidden_size
+
+
+def logits_bytes(config: ModelConfig, tokens: int, depth: int, on_cpu: bool) -> int:
+    """One chunk of logits, and the head's gradient that every loss makes while it has them."""
+    chunk = min(tokens, chunk_rows(config.vocab_size, on_cpu)) * config.vocab_size
+    return 4 * (chunk + (1 + depth) * config.vocab_size * config.hidden_size)
 
 
 def cache_bytes_per_token(config: ModelConfig, element_bytes: int = 2) -> int:
@@ -74,7 +84,7 @@ def cache_bytes_per_token(config: ModelConfig, element_bytes: int = 2) -> int:
     return config.cache_dim * config.num_hidden_layers * element_bytes
 
 
-def _block(config: ModelConfig, layer: int, recompute: bool) -> int:
+def block_activations(config: ModelConfig, layer: int, recompute: bool) -> int:
     """Numbers per token that one block keeps; `recompute` makes norms, up-projections and SwiGLU again."""
     residual = (2 if recompute else 4) * config.hidden_size
     return residual + _attention(config, recompute) + _feed_forward(config, layer, recompute)
@@ -98,3 +108,23 @@ def _feed_forward(config: ModelConfig, layer: int, recompute: bool) -> int:
     K, inner = config.num_experts_per_tok, config.moe_intermediate_size
     routed = K * (2 * config.hidden_size + kept * inner) + 2 * config.n_routed_experts
     return routed + kept * config.n_shared_experts * inner
+
+
+def fp8_block_bytes(config: ModelConfig, layer: int) -> float:
+    """Bytes per token that one block keeps with the report's recomputation (§3.2.3) and low-precision storage (§3.3.3).
+
+    BF16: what norms and MLA up-projections are made again from. E5M6, 12 bits and a scale: attention's output, which
+    both attention's backward and the output projection's read. FP8: what experts receive and what SwiGLU is made from.
+    """
+    c, fp8, e5m6 = config, 1 + 4 / 128, 12 / 8 + 4 / 128
+    residual = 2 * 2 * c.hidden_size
+    latents = 2 * ((c.q_lora_rank or c.hidden_size) + c.cache_dim)
+    heads = c.num_attention_heads * (c.v_head_dim * e5m6 + 4)  # 4: logsumexp
+    if not c.is_moe_layer(layer):
+        return residual + latents + heads + 2 * c.intermediate_size * fp8
+    experts = c.num_experts_per_tok + c.n_shared_experts
+    inner = experts * 2 * c.moe_intermediate_size * fp8
+    routing = 4 * 2 * c.n_routed_experts
+    return (
+        residual + latents + heads + c.num_experts_per_tok * c.hidden_size * fp8 + inner + routing
+    )

@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -102,11 +103,12 @@ class StagePlan:
     stop: Callable[[], bool] = field(default=lambda: False)
     """Asked after each step; True ends the stage early."""
 
-    def rows(self, step: int, passed_over: int) -> tuple[int, int] | None:
-        """(first sequence, how many) of a step, or None behind the stage's end."""
+    def rows(self, step: int, passed_over: int, parallel: Parallel) -> tuple[int, int] | None:
+        """(first sequence, how many) that this rank reads for a step, or None behind the stage's end."""
         if step > self.last_step:
             return None
-        return self.first_sequence(step) + passed_over, self.moment(step).batch
+        mine = parallel.rows(self.moment(step).batch)
+        return self.first_sequence(step) + passed_over + mine.start, len(mine)
 
 
 class RollBack(Exception):
@@ -146,15 +148,14 @@ def train_step(trainer: Trainer, plan: StagePlan, reader: Ahead, step: int) -> S
     started = time.perf_counter()
     moment = plan.moment(step)
     passed_over = trainer.passed_over.get(moment.stage, 0)
-    rows = plan.rows(step, passed_over)
+    rows = plan.rows(step, passed_over, trainer.parallel)
     assert rows is not None
-    batch = reader.batch(rows, then=plan.rows(step + 1, passed_over))
-    parallel = trainer.parallel
-    mine = parallel.rows(moment.batch)
-    found = accumulate_gradients(
-        trainer.model, batch, plan.micro_batch, moment, mine, parallel.pipeline
-    )
-    found = parallel.reduce(found)
+    batch = reader.batch(rows, then=plan.rows(step + 1, passed_over, trainer.parallel))
+    first = plan.first_sequence(step) + passed_over
+    whole = Whole(trainer.parallel.total(int(batch.targets().sum())), moment.batch)
+    pipeline = trainer.parallel.pipeline
+    found = accumulate_gradients(trainer.model, batch, plan.micro_batch, moment, whole, pipeline)
+    found = trainer.parallel.reduce(found)
     grad_norm = clip(trainer.model, trainer.optim.clip_norm, trainer.parallel).item()
     verdict = trainer.guard.judge(moment, found.main.item(), found.total.item(), grad_norm)
     if verdict.learns:
@@ -169,8 +170,8 @@ def train_step(trainer: Trainer, plan: StagePlan, reader: Ahead, step: int) -> S
         grad_norm,
         time.perf_counter() - started,
         found.expert_load,
-        batch.sources,
-        rows[0],
+        plan.loader.sources(first, moment.batch),
+        first,
         verdict,
     )
 
@@ -199,35 +200,44 @@ def accumulate_gradients(
     batch: Batch,
     micro_batch: int,
     moment: Moment,
-    mine: range | None = None,
+    whole: Whole | None = None,
     pipeline: Pipeline | None = None,
 ) -> Losses:
     """Gradients of the mean loss over the batch, a micro-batch at a time; detached sums.
 
-    Of the batch's rows only `mine` are computed, by default all; what all ranks have found, summed, is the batch's.
+    `whole` tells what other ranks have of the batch too; then the mean is the sum over all ranks.
     """
-    parts = micro_batches(batch, micro_batch, mine)
+    parts = micro_batches(batch, micro_batch, whole)
     weights = Weights(moment.mtp_weight, moment.balance_alpha)
     if pipeline:
         return pipeline.run(parts, weights)
     return _weighted([_one_part(model, part, weights) for part in parts], parts, weights.mtp)
 
 
-def micro_batches(batch: Batch, rows: int, mine: range | None = None) -> list[MicroBatch]:
-    """This rank's part of a batch, by default all of it, so many rows at a time.
+class Whole(NamedTuple):
+    """What there is to a batch, on all ranks together."""
 
-    Weighting each by its share gives the whole batch's mean: by its share of targets what is a mean over targets, by
-    its share of sequences the balance loss, which is one over sequences (eq 17).
+    targets: int
+    sequences: int
+
+
+def micro_batches(batch: Batch, rows: int, whole: Whole | None = None) -> list[MicroBatch]:
+    """A batch, so many rows at a time.
+
+    Weighting each part by its share gives the whole batch's mean: by its share of targets what is a mean over targets,
+    by its share of sequences the balance loss, which is one over sequences (eq 17).
     """
     targets_B = batch.targets()
-    mine, found = mine or range(len(targets_B)), []
-    for start in range(mine.start, mine.stop, rows):
-        part = slice(start, min(start + rows, mine.stop))
-        some_B = targets_B[part]
-        of_targets = some_B.sum().item() / max(targets_B.sum().item(), 1)
-        ids = None if batch.document_ids is None else batch.document_ids[part]
-        share = len(some_B) / len(targets_B)
-        found.append(MicroBatch(batch.tokens[part], ids, of_targets, share))
+    whole = whole or Whole(int(targets_B.sum()), len(targets_B))
+    found = []
+    for start in range(0, len(targets_B), rows):
+        part = slice(start, start + rows)
+        some_B, ids = targets_B[part], batch.document_ids
+        of_targets = int(some_B.sum()) / max(whole.targets, 1)
+        share = len(some_B) / whole.sequences
+        found.append(
+            MicroBatch(batch.tokens[part], None if ids is None else ids[part], of_targets, share)
+        )
     return found
 
 

@@ -36,8 +36,9 @@ def test_table_and_pictures(
     monkeypatch.setattr(script, "DRAWN_MICROBATCHES", 4)
     script.main(["--pictures", str(tmp_path), "--json", str(tmp_path / "found.json")])
     printed = capsys.readouterr().out
-    assert "| 4 | 1F1B | 4 | 9 | 9 | 13.0 | 4 | 4 | 4 |" in printed
-    assert "| 4 | DualPipe | 4 | 1.5 | 1.5 | 2.8 | 5 | 5 | 5 |" in printed
-    found = json.loads((tmp_path / "found.json").read_text())
+    assert "| 4 | 1F1B | 4 | 69 | 9 | 9 | 13.0 | 4 | 4 | 4 |" in printed
+    assert "| 4 | DualPipe | 4 | 54 | 1.5 | 1.5 | 2.8 | 5 | 5 | 5 |" in printed
+    assert "| 4 | DualPipeV | 54.5 | " in printed
+    found = json.loads((tmp_path / "found.json").read_text())["stages"]
     assert len(found) == 12 and all(row["table_2"] in (None, row["idle_most"]) for row in found)
     assert len(list(tmp_path.glob("schedule-*.png"))) == 6

@@ -120,6 +120,7 @@ def test_a_batch_says_where_its_sequences_are_from() -> None:
     batch = mixed().batch(3, 200)
     found = Counter("abc"[int(token) // 1000] for token in batch.tokens[:, 0])
     assert batch.sources == found and min(found.values()) > 20
+    assert mixed().sources(3, 200) == found  # known without reading
 
 
 def test_a_stage_may_go_on_where_another_stopped() -> None:

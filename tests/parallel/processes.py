@@ -38,13 +38,17 @@ def run(
         child.start()
         theirs.close()
         children.append((child, ours))
-    # the store has a thread, and what a thread holds at the moment of a fork stays held in the child: so it comes last
-    store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    # The store has a thread, which a fork does not copy. A child that frees a copied store waits for that thread for
+    # ever, and it frees one when it finds it among its garbage. So there is none at any fork.
+    store: dist.TCPStore | None = dist.TCPStore(
+        "127.0.0.1", 0, is_master=True, wait_for_workers=False
+    )
     try:
         for _, ours in children:
             ours.send(store.port)
         return _collect(children, seconds)
     finally:
+        store = None
         for child, reader in children:
             reader.close()
             child.kill()

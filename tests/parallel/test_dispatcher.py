@@ -13,6 +13,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+import fathom
 from fathom.errors import ParallelError
 from fathom.model.moe import Experts, LocalDispatcher
 from fathom.parallel import ExpertParallelDispatcher, Layout, Mesh
@@ -198,6 +199,23 @@ def test_bytes_equal_the_formula(layout: Layout) -> None:
     for rank, (counted, expected) in enumerate(run(sent_bytes, 4, layout, 3)):
         assert counted == expected, rank
         assert sum(expected.values()) > 0
+
+
+def rows_across(topk_group: int) -> list[int]:
+    """Rows that go to each node, this one included, for 50 tokens whose groups of experts are the two nodes'."""
+    config = tiny_config(n_group=2, topk_group=topk_group, num_experts_per_tok=3)
+    mesh = Mesh(Layout(dp=4, ep=4, devices_per_node=2))
+    torch.manual_seed(mesh.rank)
+    indices, weights = fathom.route(torch.randn(50, 8), torch.zeros(8), config)
+    dispatcher = ExpertParallelDispatcher(mesh, 8)
+    sent = dispatcher.dispatch(torch.randn(50, 4), indices, weights, torch.empty(0))
+    sent.wait()
+    return list(sent.legs[0].route.out)
+
+
+def test_node_limited_routing_limits_what_is_sent() -> None:
+    assert all(sum(rows) == 50 and min(rows) > 0 for rows in run(rows_across, 4, 1))
+    assert all(50 < sum(rows) <= 100 for rows in run(rows_across, 4, 2))
 
 
 # --- in flight -----------------------------------------------------------------------------------

@@ -10,7 +10,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from fathom.errors import ScheduleError
-from fathom.parallel import Action, Pair, Schedule, Step, check, schedule, simulate, singles
+from fathom.parallel import Action, Pair, Part, Schedule, Step, check, schedule, simulate, singles
 from tests.parallel.plans import plans
 
 
@@ -180,3 +180,9 @@ def test_a_pair_needs_both_inputs_before_it_starts() -> None:
 def test_a_list_for_every_rank() -> None:
     with pytest.raises(ScheduleError, match="1 lists of steps for 2 ranks"):
         check(replace(TWO, steps=TWO.steps[:1]))
+
+
+@pytest.mark.parametrize("parts", [(Part(0),), (Part(0), Part(1)), (Part(2),)])
+def test_every_part_lies_on_one_rank(parts: tuple[Part, ...]) -> None:
+    with pytest.raises(ScheduleError, match=r"copy 0 of stage \d lies on \d ranks"):
+        check(replace(TWO, placement=(TWO.placement[0], parts)))

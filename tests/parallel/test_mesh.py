@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import time
 
@@ -98,6 +99,26 @@ def test_every_failing_rank_is_told() -> None:
         run(second_rank_fails, 3)
     assert "rank 1:" in str(failure.value) and "ValueError: as planned" in str(failure.value)
     assert "rank 2:\nended without a word" in str(failure.value)
+
+
+def collects_garbage() -> int:
+    gc.collect()
+    return int(Mesh(Layout(dp=2)).world.sum(torch.tensor(dist.get_rank())))
+
+
+def test_what_failed_before_cannot_hang_the_next() -> None:
+    """A store that a child found among its garbage would be waited for by the child for ever."""
+    gc.disable()
+    try:
+        failures: list[object] = []
+        try:
+            run(second_rank_fails, 3)
+        except AssertionError as failure:
+            failures += [failure, failures]
+        del failures
+        assert run(collects_garbage, 2, seconds=20) == [1, 1]
+    finally:
+        gc.enable()
 
 
 def first_rank_sleeps() -> None:

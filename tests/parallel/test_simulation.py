@@ -8,8 +8,10 @@ from hypothesis import strategies as st
 
 from fathom.errors import ScheduleError
 from fathom.parallel import (
+    Action,
     Costs,
     Pair,
+    Schedule,
     Simulation,
     activations_in_table_2,
     bubble_in_table_2,
@@ -82,6 +84,17 @@ def test_the_bubble_of_dualpipe(name: str, half: int, more: int, data: st.DataOb
     assert max(found.idle) == pytest.approx(bubble_in_table_2(name, 2 * half, costs))
 
 
+@settings(max_examples=40, deadline=None)
+@given(st.sampled_from(["DualPipe", "DualPipeV"]), st.integers(1, 4), st.data())
+def test_where_dualpipe_differs_from_table_2(name: str, half: int, data: st.DataObject) -> None:
+    """With I below F the bubble has F where the formula has I = B - W; with W above I one W less is filled."""
+    f, i, w = 1.0, data.draw(DURATIONS.filter(lambda n: n <= 1)), data.draw(DURATIONS)
+    saved = data.draw(st.sampled_from([0, 0.125, 0.25, 0.5]))
+    pair = max(f, i + w, f + i + w - saved)
+    found = simulate(schedule(name, 2 * half, 4 * half), Costs(f, i, w, pair=pair))
+    assert max(found.idle) == pytest.approx((half - 1) * (pair + f - w - min(i, w)))
+
+
 @pytest.mark.parametrize("stages", [4, 8])
 def test_more_micro_batches_change_neither_bubble_nor_memory(stages: int) -> None:
     for name in IN_TABLE_2:
@@ -100,6 +113,13 @@ def slow_twin(found: Simulation) -> list[list[tuple[float, float]]]:
         for s in steps
         for a in singles(s)
     }
+    b = costs.input_grad + costs.weight_grad if costs.backward is None else costs.backward
+    by_kind = {"F": costs.forward, "B": b, "I": costs.input_grad, "W": costs.weight_grad}
+    alone_usually = costs.forward + b
+
+    def alone(action) -> float:  # type: ignore[no-untyped-def]
+        return by_kind[action.kind] * (costs.stage_factors or [1.0] * 99)[action.stage]
+
     where = {part: rank for rank, parts in enumerate(plan.placement) for part in parts}
 
     def arrival(action, kinds: str, stage: int) -> float:  # type: ignore[no-untyped-def]
@@ -123,10 +143,12 @@ def slow_twin(found: Simulation) -> list[list[tuple[float, float]]]:
                 together = isinstance(step, Pair) and costs.pair is not None
                 for group in [singles(step)] if together else [(a,) for a in singles(step)]:
                     start = max([free, *map(starts, group)])
-                    free = start + (costs.pair if together else costs.of(group[0]))  # type: ignore[operator]
+                    free = start + (usual := sum(map(alone, group)))
+                    if together:
+                        free += usual * (costs.pair / alone_usually - 1)  # type: ignore[operator]
                     own.append((start, free))
                     for a in group:
-                        moved |= times[a.kind, a.stage, a.microbatch] != (start, free)
+                        moved |= abs(times[a.kind, a.stage, a.microbatch][1] - free) > 1e-9
                         times[a.kind, a.stage, a.microbatch] = (start, free)
             result.append(own)
     return result
@@ -134,15 +156,31 @@ def slow_twin(found: Simulation) -> list[list[tuple[float, float]]]:
 
 @settings(max_examples=60, deadline=None)
 @given(
-    plans(most_stages=6), st.lists(DURATIONS, min_size=6, max_size=6), st.booleans(), st.booleans()
+    plans(most_stages=6),
+    st.lists(DURATIONS, min_size=12, max_size=12),
+    st.lists(st.booleans(), min_size=3),
 )
-def test_the_slow_twin(plan, durations, pairs: bool, whole: bool) -> None:  # type: ignore[no-untyped-def]
-    f, i, w, b, pair, transfer = durations
-    costs = Costs(f, i, w, b if whole else None, pair if pairs else None, transfer)
+def test_the_slow_twin(plan: Schedule, durations: list[float], has: list[bool]) -> None:
+    f, i, w, b, pair, transfer, *factors = durations
+    uneven = tuple(factors[: plan.stages]) if has[2] else ()
+    costs = Costs(f, i, w, b if has[0] else None, pair if has[1] else None, transfer, uneven)
     found = simulate(plan, costs)
-    assert slow_twin(found) == [[(s.start, s.end) for s in spans] for spans in found.timeline]
+    for expected, spans in zip(slow_twin(found), found.timeline, strict=True):
+        times = [time for span in spans for time in (span.start, span.end)]
+        assert [time for span in expected for time in span] == pytest.approx(times)
     for idle, busy in zip(found.idle, found.busy, strict=True):
         assert idle + busy == pytest.approx(found.makespan) and idle > -1e-9
+
+
+def test_uneven_stages() -> None:
+    """A stage that takes twice as long sets the pace: 8 rounds of 3 on it, and the way to it and back."""
+    found = simulate(schedule("1F1B", 2, 8), Costs(stage_factors=(1, 2)))
+    assert found.makespan == 8 * 6 + 3 and found.busy == (24, 48)
+    assert Costs(pair=2.5, stage_factors=(1, 2)).of(
+        Pair(Action("F", 1, 1), Action("B", 0, 0))
+    ) == pytest.approx(2.5 * 4 / 3)
+    with pytest.raises(ScheduleError, match="3 stage_factors for the 2 stages of 1F1B"):
+        simulate(schedule("1F1B", 2, 8), Costs(stage_factors=(1, 2, 3)))
 
 
 def test_by_hand() -> None:
@@ -179,5 +217,7 @@ def test_work_without_cost() -> None:
 
 @pytest.mark.parametrize("value", [-1.0, float("nan"), float("inf")])
 def test_costs_are_durations(value: float) -> None:
-    with pytest.raises(ScheduleError, match=r"cost transfer = .*: a duration is a finite number"):
+    with pytest.raises(ScheduleError, match=r"cost stage_factors\[1\] = "):
+        Costs(stage_factors=(1.0, value))
+    with pytest.raises(ScheduleError, match=r"cost transfer = .*: it must be a finite number"):
         Costs(transfer=value)

@@ -17,6 +17,7 @@ from fathom.parallel import Layout, Mesh, Parallel
 from fathom.parallel.pieces import fill
 from fathom.parallel.zero import ALIGN
 from fathom.train import loop
+from fathom.train.ema import Ema, EmaConfig
 from fathom.train.guard import GuardConfig
 from fathom.train.loop import StepRecord, Trainer, train_stage
 from fathom.train.optimizer import (
@@ -210,6 +211,29 @@ def test_shards_of_another_model_are_refused() -> None:
         fill(parallel.weight_shards(), whole)
 
 
+def what_a_rank_averages(layout: Layout) -> dict[str, Any]:
+    trained = model()
+    parallel = Parallel(trained, Mesh(layout), True, SMALL)
+    ema = Ema(trained, EmaConfig(0.5))
+    for router in trained.routers():
+        assert router.e_score_correction_bias is not None
+        router.e_score_correction_bias += 1
+    ema.update(1)
+    shards = parallel.model_shards(ema.tensors())
+    return {"shards": [(s.name, s.tensor.clone(), s.shape, s.offset, s.first) for s in shards]}
+
+
+def test_the_average_has_names_and_places_too() -> None:
+    found = assemble(run(what_a_rank_averages, 4, Layout(dp=4, ep=2)))
+    expected = model()
+    assert found.keys() == expected.state_dict().keys()
+    for name, tensor in expected.state_dict().items():
+        if "correction_bias" in name:
+            assert torch.equal(found[name], torch.full((8,), 0.9))  # the first update keeps 1/10
+        else:
+            torch.testing.assert_close(found[name], tensor)
+
+
 # --- all decide alike ----------------------------------------------------------------------------
 
 
@@ -244,8 +268,8 @@ def steps_with_a_nan() -> list[tuple[str | None, float]]:
     """What became of each step on a rank, and of a weight, when the second rank's gradient is spoilt in step 3."""
     real = loop.accumulate_gradients
 
-    def spoilt(trained: fathom.Transformer, batch: Any, micro: int, at: Any, mine: Any) -> Losses:
-        found = real(trained, batch, micro, at, mine)
+    def spoilt(trained: fathom.Transformer, batch: Any, micro: int, at: Any, *more: Any) -> Losses:
+        found = real(trained, batch, micro, at, *more)
         if dist.get_rank() == 1 and at.step == 3:
             gradient = trained.lm_head.weight.grad
             assert gradient is not None

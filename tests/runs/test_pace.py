@@ -100,7 +100,7 @@ def test_eta_is_what_it_then_takes(
     )  # fmt: skip
     clock = Clock(monkeypatch)
 
-    def step_takes(model: Any, batch: Any, micro: int, moment: Any, mine: Any) -> float:
+    def step_takes(model: Any, batch: Any, micro: int, moment: Any, *more: Any) -> float:
         tokens = moment.batch * moment.seq_len
         return tokens * flops_per_token(recipe.model, moment.seq_len, moment.mtp_weight > 0)
 

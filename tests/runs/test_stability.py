@@ -62,10 +62,10 @@ def poisoned(monkeypatch: pytest.MonkeyPatch) -> list[int]:
         batches.append((batch, range(first_sequence, first_sequence + count)))
         return batch
 
-    def spoilt(model: Any, batch: Batch, micro_batch: int, at: Any, mine: range) -> Any:
+    def spoilt(model: Any, batch: Batch, micro_batch: int, at: Any, *more: Any) -> Any:
         sequences = next(found for other, found in batches if other is batch)
         taken.append(sequences.start)
-        found = real(model, batch, micro_batch, at, mine)
+        found = real(model, batch, micro_batch, at, *more)
         if at.stage == "pretrain" and set(sequences) & set(POISON):
             found.total = found.total * math.nan
         return found

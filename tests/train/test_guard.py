@@ -127,8 +127,8 @@ def spoil(monkeypatch: pytest.MonkeyPatch, steps: set[int], kind: str = "gradien
     """Plant a NaN into one gradient of these steps, or a huge loss."""
     real = loop.accumulate_gradients
 
-    def spoilt(model: Any, batch: Any, micro_batch: int, at: Any, mine: range) -> Any:
-        found = real(model, batch, micro_batch, at, mine)
+    def spoilt(model: Any, batch: Any, micro_batch: int, at: Any, *more: Any) -> Any:
+        found = real(model, batch, micro_batch, at, *more)
         if at.step in steps and kind == "gradient":
             next(model.parameters()).grad[0, 0] = math.nan
         if at.step in steps and kind == "loss":

@@ -17,7 +17,7 @@ IN_TABLE_2 = ("1F1B", "ZB1P", "DualPipe", "DualPipeV")
 def bubble_in_table_2(name: str, stages: int, costs: Costs) -> float:
     """Idle time per rank by Table 2. Raises `ScheduleError` for a schedule without a row."""
     forward, weight = costs.forward, costs.weight_grad
-    backward = costs.backward if costs.backward is not None else costs.input_grad + weight
+    backward = costs.whole_backward
     pair = costs.pair if costs.pair is not None else forward + backward
     if name == "1F1B":
         return (stages - 1) * (forward + backward)

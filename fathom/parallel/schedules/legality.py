@@ -17,7 +17,7 @@ V schedules and in DualPipe, activations of one kind and gradients of the other 
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 
 from fathom.errors import ScheduleError
 from fathom.parallel.schedules.actions import Action, Pair, Part, Schedule, Step, Transfer, singles
@@ -25,13 +25,6 @@ from fathom.parallel.schedules.actions import Action, Pair, Part, Schedule, Step
 
 def check(schedule: Schedule) -> None:
     """Raise `ScheduleError` when a schedule would not run, saying where and why."""
-    if len(schedule.steps) != schedule.ranks:
-        raise ScheduleError(
-            f"{schedule.name} has {len(schedule.steps)} lists of steps for {schedule.ranks} ranks; "
-            "every rank of the placement needs one"
-        )
-    for rank in range(schedule.ranks):
-        _check_rank(schedule, rank)
     order_of_running(schedule)
 
 
@@ -39,8 +32,11 @@ def order_of_running(schedule: Schedule) -> list[tuple[int, Step]]:
     """(rank, step) in an order in which all inputs exist when a step starts; each rank's list in its own order.
 
     The order is that of rounds: in each, every rank that does not have to wait runs one step. Raises `ScheduleError`
-    when the ranks come to wait for each other.
+    for a schedule that is not complete, and when the ranks come to wait for each other.
     """
+    _check_placement(schedule)
+    for rank in range(schedule.ranks):
+        _check_rank(schedule, rank)
     order: list[tuple[int, Step]] = []
     there: set[Transfer] = set()
     place = [0] * schedule.ranks
@@ -79,6 +75,23 @@ def _deadlock(schedule: Schedule, at: dict[int, Step], wants: dict[int, Transfer
         for r in circle
     ]
     return ScheduleError(f"{schedule.name} stops: {'; '.join(told)}; change the order of these")
+
+
+def _check_placement(schedule: Schedule) -> None:
+    if len(schedule.steps) != schedule.ranks:
+        raise ScheduleError(
+            f"{schedule.name} has {len(schedule.steps)} lists of steps for {schedule.ranks} ranks; "
+            "every rank of the placement needs one"
+        )
+    held = Counter(part for parts in schedule.placement for part in parts)
+    everything = [Part(s, c) for s in range(schedule.stages) for c in range(schedule.copies)]
+    if wrong := [
+        part for part in {*held, *everything} if held[part] != 1 or part not in everything
+    ]:
+        raise ScheduleError(
+            f"{schedule.name}: copy {wrong[0].copy} of stage {wrong[0].stage} lies on {held[wrong[0]]} ranks; "
+            f"each copy of the {schedule.stages} stages lies on one"
+        )
 
 
 def _check_rank(schedule: Schedule, rank: int) -> None:

@@ -17,8 +17,8 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from fathom.errors import ScheduleError
-from fathom.parallel.schedules.actions import Action, Pair, Schedule, Step, Transfer, singles
-from fathom.parallel.schedules.legality import check, inputs, order_of_running, outputs
+from fathom.parallel.schedules.actions import Pair, Schedule, Step, Transfer, singles
+from fathom.parallel.schedules.legality import inputs, order_of_running, outputs
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,20 +35,35 @@ class Costs:
     transfer: float = 0.0
     """From one rank to another."""
 
-    def __post_init__(self) -> None:
-        for field in self.__slots__:
-            value = getattr(self, field)
-            if value is not None and not 0 <= value < float("inf"):
-                raise ScheduleError(
-                    f"cost {field} = {value}: a duration is a finite number, 0 or more"
-                )
+    stage_factors: tuple[float, ...] = ()
+    """How many times these durations each stage takes, for uneven splits; empty: 1 everywhere."""
 
-    def of(self, action: Action) -> float:
-        """Duration of a single action."""
-        halves = self.input_grad + self.weight_grad
-        backward = halves if self.backward is None else self.backward
-        by_kind = {"F": self.forward, "B": backward, "I": self.input_grad, "W": self.weight_grad}
-        return by_kind[action.kind]
+    def __post_init__(self) -> None:
+        named = {name: getattr(self, name) for name in self.__slots__ if name != "stage_factors"}
+        factors = {f"stage_factors[{i}]": value for i, value in enumerate(self.stage_factors)}
+        for name, value in {**named, **factors}.items():
+            if value is not None and not 0 <= value < float("inf"):
+                raise ScheduleError(f"cost {name} = {value}: it must be a finite number, 0 or more")
+
+    @property
+    def whole_backward(self) -> float:
+        """Duration of B."""
+        return self.input_grad + self.weight_grad if self.backward is None else self.backward
+
+    def of(self, step: Step) -> float:
+        """Duration of an action; of a pair, whatever its stages, the share of its two halves that `pair` is."""
+        if isinstance(step, Pair):
+            apart = self.of(step.forward) + self.of(step.backward)
+            usually = self.forward + self.whole_backward
+            return apart if self.pair is None or not usually else self.pair * (apart / usually)
+        by_kind = {
+            "F": self.forward,
+            "B": self.whole_backward,
+            "I": self.input_grad,
+            "W": self.weight_grad,
+        }
+        factor = self.stage_factors[step.stage] if self.stage_factors else 1.0
+        return factor * by_kind[step.kind]
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,8 +118,12 @@ def simulate(schedule: Schedule, costs: Costs | None = None) -> Simulation:
 
     Raises `ScheduleError`, naming rank and action, for a schedule that would not run.
     """
-    check(schedule)
     costs = costs or Costs()
+    if costs.stage_factors and len(costs.stage_factors) != schedule.stages:
+        raise ScheduleError(
+            f"{len(costs.stage_factors)} stage_factors for the {schedule.stages} stages of {schedule.name}; "
+            "give each stage one"
+        )
     arrived: dict[Transfer, float] = {}
     timeline: list[list[Span]] = [[] for _ in range(schedule.ranks)]
     for rank, step in order_of_running(schedule):
@@ -120,7 +139,7 @@ def simulate(schedule: Schedule, costs: Costs | None = None) -> Simulation:
 
 def _durations(step: Step, costs: Costs) -> Iterator[tuple[Step, float]]:
     if isinstance(step, Pair) and costs.pair is not None:
-        yield step, costs.pair
+        yield step, costs.of(step)
     else:
         for action in singles(step):
             yield action, costs.of(action)

@@ -14,7 +14,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from fathom.parallel.schedules.actions import Schedule, Step, Transfer
-from fathom.parallel.schedules.legality import check, order_of_running, outputs
+from fathom.parallel.schedules.legality import order_of_running, outputs
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +39,6 @@ def program(schedule: Schedule) -> tuple[tuple[Item, ...], ...]:
 
     Raises `ScheduleError` for a schedule that would not run.
     """
-    check(schedule)
     lists: list[list[Item]] = [[] for _ in range(schedule.ranks)]
     for rank, step in order_of_running(schedule):
         lists[rank].append(step)

@@ -1,0 +1,250 @@
+"""A whole plan: every figure of a run on a cluster from one set of inputs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+from fathom.model import ModelConfig
+from fathom.planning import serving
+from fathom.planning.bubble import SCHEDULES
+from fathom.planning.communication import (
+    combine,
+    copies,
+    dispatch,
+    pipeline_bytes,
+    reduce_bytes,
+)
+from fathom.planning.layout import Layout, check, has_experts, micro_batches
+from fathom.planning.parameters import Parameters, count_parameters
+from fathom.planning.published import V3, Prediction, predictions
+from fathom.planning.rank_memory import (
+    RankMemory,
+    fits,
+    fullest_rank,
+    host_ema_bytes,
+    rank_parameters,
+)
+from fathom.planning.run_cost import (
+    RunCost,
+    Segment,
+    run_cost,
+)
+from fathom.planning.search import Candidate, Task, alternatives, sweep
+from fathom.planning.step_time import StepTime, step_time
+from fathom.planning.what_if import Outcome, outcomes
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a run of `segments` costs in `layout`; `PlanError` when the layout cannot be."""
+
+    name: str
+    """Of the recipe."""
+    task: Task
+    """Model, cluster, rates, and the sequence length and batch that a step is shown for."""
+    layout: Layout
+    segments: tuple[Segment, ...]
+
+    def __post_init__(self) -> None:
+        check(self.layout, self.config, self.task.cluster, self.task.batch)
+
+    @property
+    def config(self) -> ModelConfig:
+        """The model."""
+        return self.task.config
+
+    @cached_property
+    def parameters(self) -> Parameters:
+        """By part."""
+        return count_parameters(self.config)
+
+    @property
+    def micro_batches(self) -> int:
+        """Of one pipeline in a step."""
+        return micro_batches(self.layout, self.task.batch)
+
+    @cached_property
+    def fullest(self) -> tuple[int, RankMemory]:
+        """The rank that needs most, and its memory."""
+        return self._fullest(self.layout)
+
+    def _fullest(self, layout: Layout) -> tuple[int, RankMemory]:
+        return fullest_rank(
+            self.config,
+            layout,
+            self.task.cluster.device,
+            seq_len=self.task.seq_len,
+            micro_batches=self.micro_batches,
+            mtp=self.task.mtp,
+        )
+
+    @property
+    def memory(self) -> RankMemory:
+        """Of the fullest rank."""
+        return self.fullest[1]
+
+    @property
+    def fits(self) -> bool:
+        """Whether the fullest rank fits its device."""
+        return fits(self.memory, self.task.cluster.device)
+
+    @cached_property
+    def memory_otherwise(self) -> dict[str, RankMemory]:
+        """The fullest rank's memory with other recomputation, and without FP8 storage."""
+        found = {
+            f"recompute {kind}": self._fullest(replace(self.layout, recompute=kind))[1]
+            for kind in ("none", "report", "full")
+        }
+        if self.layout.fp8:
+            found["without FP8"] = self._fullest(replace(self.layout, fp8=False))[1]
+        return found
+
+    @property
+    def host_ema_bytes(self) -> float:
+        """Host memory of the fullest rank's EMA."""
+        return host_ema_bytes(self.config, self.layout, self.fullest[0], self.task.mtp)
+
+    @cached_property
+    def step(self) -> StepTime:
+        """One step."""
+        return self._step(self.layout)
+
+    def _step(self, layout: Layout) -> StepTime:
+        task = self.task
+        return step_time(
+            task.config,
+            layout,
+            task.cluster.device,
+            task.rates,
+            seq_len=task.seq_len,
+            batch=task.batch,
+            mtp=task.mtp,
+        )
+
+    @cached_property
+    def step_without_overlap(self) -> StepTime:
+        """The same step when every all-to-all is waited for."""
+        return self._step(replace(self.layout, overlap=False))
+
+    @cached_property
+    def bubbles(self) -> dict[str, StepTime]:
+        """A step under every schedule on the same ranks, all-to-all hidden as planned; none without a pipeline."""
+        if self.layout.pp == 1:
+            return {}
+        found = {}
+        for name, schedule in SCHEDULES.items():
+            other = replace(self.layout, schedule=name, interleave=1, split=None)
+            stages = other.pp * (schedule.stages_per_rank if schedule.copies == 1 else 1)
+            if stages <= self.config.num_hidden_layers + 1 and not (
+                schedule.stages_per_rank == 2 and stages % 2
+            ):
+                found[name] = self._step(other)
+        return found
+
+    @cached_property
+    def cost(self) -> RunCost:
+        """The whole run."""
+        task = self.task
+        return run_cost(
+            task.config, self.layout, task.cluster, task.rates, self.segments, task.seq_len
+        )
+
+    @cached_property
+    def alternatives(self) -> list[Candidate]:
+        """The nearest layouts that fit."""
+        return alternatives(self.task, self.layout)
+
+    @cached_property
+    def swept(self) -> list[Candidate]:
+        """All layouts, best first."""
+        return sweep(self.task, self.layout)
+
+    @cached_property
+    def what_ifs(self) -> list[Outcome]:
+        """The hardware that the report asks for."""
+        task = self.task
+        return outcomes(
+            task.config,
+            self.layout,
+            task.cluster.device,
+            task.rates,
+            seq_len=task.seq_len,
+            batch=task.batch,
+            mtp=task.mtp,
+        )
+
+    @cached_property
+    def predictions(self) -> list[Prediction]:
+        """Published runs, with the same rates."""
+        return predictions(self.task.rates)
+
+    @property
+    def is_report(self) -> bool:
+        """Whether it is the report's model, so that its published hours may stand beside ours."""
+        same = ("hidden_size", "num_hidden_layers", "n_routed_experts", "num_experts_per_tok")
+        return all(getattr(self.config, key) == getattr(V3, key) for key in same)
+
+    @cached_property
+    def decodes(self) -> list[serving.Decode]:
+        """Decoding on the published units: at as many requests as fit, and at what production's figures imply."""
+        device = self.task.cluster.device
+        if not (self.is_report and device.bf16):
+            return []
+        implied = serving.PUBLISHED_DECODE / serving.PUBLISHED_USER_RATE
+        return [
+            serving.decode(
+                self.config,
+                serving.UNITS[name],
+                device,
+                self.task.rates,
+                context=serving.PUBLISHED_CONTEXT,
+                batch=batch,
+            )
+            for name, batch in (
+                ("report decode", None),
+                ("production decode", None),
+                ("production decode", implied),
+            )
+        ]
+
+    @cached_property
+    def prefills(self) -> list[serving.Prefill]:
+        """Prefilling on the published units, prompts of 4,096 tokens."""
+        device = self.task.cluster.device
+        if not (self.is_report and device.bf16):
+            return []
+        return [
+            serving.prefill(self.config, serving.UNITS[name], device, self.task.rates, prompt=4096)
+            for name in ("report prefill", "production prefill")
+        ]
+
+    @cached_property
+    def traffic(self) -> dict[str, float]:
+        """Bytes that a device sends, per token or per step."""
+        config, layout, device = self.config, self.layout, self.task.cluster.device
+        moe = has_experts(config) and layout.ep > 1
+        way = copies(config, device, layout.ep)
+        send = dispatch(config, device, layout.ep, layout.fp8)
+        back = combine(config, device, layout.ep)
+        most = max(
+            (rank_parameters(config, layout, r, self.task.mtp) for r in range(layout.pp)),
+            key=lambda p: p.total,
+        )
+        shared = reduce_bytes(most.shared, layout.dp * layout.plan.copies, layout.zero1)
+        experts = reduce_bytes(
+            most.experts, layout.dp * layout.plan.copies / layout.ep, layout.zero1
+        )
+        tokens = self.task.seq_len * layout.micro_batch
+        return {
+            "nodes_per_token": way.nodes if moe else 1.0,
+            "dispatch_inter": send.inter_bytes if moe else 0.0,
+            "dispatch_intra": send.intra_bytes if moe else 0.0,
+            "combine_inter": back.inter_bytes if moe else 0.0,
+            "combine_intra": back.intra_bytes if moe else 0.0,
+            "pipeline_micro_batch": float(
+                pipeline_bytes(config, device, tokens) if layout.pp > 1 else 0
+            ),
+            "gradients_step": shared[0] + experts[0],
+            "weights_step": shared[1] + experts[1],
+        }

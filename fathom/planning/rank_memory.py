@@ -1,0 +1,215 @@
+"""Memory of one rank by class for a training layout (report §3.2.3, §3.3.3, Table 2).
+
+A BF16 copy of the weights multiplies; FP32 masters and moments belong to the optimiser and are sharded by ZeRO-1.
+On a device without BF16 the masters multiply themselves. Activations are those of the micro-batches that a schedule
+has under way, which is most at the first ranks of a pipeline; the fullest rank decides whether a layout fits.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+
+from fathom.model import ModelConfig
+from fathom.planning.cluster import Device
+from fathom.planning.communication import copies
+from fathom.planning.layout import Layout, Stage, stages
+from fathom.planning.memory import (
+    block_activations,
+    end_activations,
+    fp8_block_bytes,
+    logits_bytes,
+)
+from fathom.planning.parameters import attention, expert, feed_forward
+from fathom.planning.rates import BYTES, SCALE
+
+RESERVE = 0.06
+"""Share of a device's memory for the context, NCCL's buffers and the allocator's gaps: our allowance, 4.8 of 80 GiB."""
+
+
+@dataclass(frozen=True)
+class RankMemory:
+    """Bytes by class on one rank."""
+
+    weights: float
+    """What multiplies."""
+    gradients: float
+    """FP32, summed over micro-batches."""
+    master: float
+    """FP32 weights of the optimiser, where they are not the ones that multiply."""
+    moments: float
+    """AdamW's two."""
+    activations: float
+    """Kept for backward, of all micro-batches under way."""
+    all_to_all: float
+    """Send and receive buffers of one dispatch and one combine."""
+    logits: float
+    """A chunk of logits, and the gradient of the head."""
+
+    @property
+    def total(self) -> float:
+        """On the device."""
+        return sum(asdict(self).values())
+
+
+@dataclass(frozen=True)
+class Held:
+    """Parameters of one stage on one rank."""
+
+    shared: float
+    """All but routed experts: on every data-parallel rank."""
+    experts: float
+    """This rank's share of routed experts."""
+
+    @property
+    def total(self) -> float:
+        """Both."""
+        return self.shared + self.experts
+
+
+def held(config: ModelConfig, layout: Layout, stage: Stage) -> Held:
+    """Parameters of a stage on one of its ranks."""
+    shared, experts = 0.0, 0.0
+    matrix = config.vocab_size * config.hidden_size
+    if stage.first:
+        shared += matrix
+    if stage.last and not (stage.first and config.tie_word_embeddings):
+        shared += matrix
+    if stage.last:
+        shared += config.hidden_size
+    for layer in stage.layers:
+        routed = config.n_routed_experts * expert(config) if config.is_moe_layer(layer) else 0
+        block = attention(config) + feed_forward(config, layer) + 2 * config.hidden_size
+        if layer >= config.num_hidden_layers:
+            block += 3 * config.hidden_size + 2 * config.hidden_size**2
+        shared += block - routed
+        experts += routed / layout.ep
+    return Held(shared, experts)
+
+
+def rank_parameters(
+    config: ModelConfig,
+    layout: Layout,
+    rank: int,
+    mtp: bool = True,
+    every: list[Stage] | None = None,
+) -> Held:
+    """Parameters on a rank of a pipeline; `every`: its stages, where they are at hand.
+
+    DualPipe puts the first and the last stage on the same rank, so MTP shares embedding and head there (§3.2.3); the
+    other schedules with MTP on the last stage need the embedding a second time there.
+    """
+    every = every or stages(layout, config, mtp)
+    parts = [held(config, layout, every[number]) for number in layout.held(rank)]
+    shared, experts = sum(p.shared for p in parts), sum(p.experts for p in parts)
+    mine = [every[number] for number in layout.held(rank)]
+    deep = mtp and config.num_nextn_predict_layers > 0
+    if deep and any(s.last for s in mine) and not any(s.first for s in mine):
+        shared += config.vocab_size * config.hidden_size
+    return Held(shared, experts)
+
+
+def rank_memory(
+    config: ModelConfig,
+    layout: Layout,
+    device: Device,
+    rank: int,
+    *,
+    seq_len: int,
+    micro_batches: int,
+    mtp: bool = True,
+    every: list[Stage] | None = None,
+) -> RankMemory:
+    """Bytes of a rank of a pipeline; see `fullest_rank`. `every`: its stages, where they are at hand."""
+    every = every or stages(layout, config, mtp)
+    parameters = rank_parameters(config, layout, rank, mtp, every)
+    number = BYTES[device.compute]
+    masters_multiply = number == 4
+    sharded = _sharded(parameters, layout)
+    mine = [every[stage] for stage in layout.held(rank)]
+    tokens = seq_len * layout.micro_batch
+    flights = layout.in_flight(rank, micro_batches)
+    depth = config.num_nextn_predict_layers if mtp else 0
+    activations = sum(
+        flight * tokens * _stage_bytes(config, layout, device, stage, depth)
+        for stage, flight in zip(mine, flights, strict=True)
+    )
+    head = any(stage.last for stage in mine)
+    return RankMemory(
+        weights=number * parameters.total,
+        gradients=4.0 * parameters.total,
+        master=0.0 if masters_multiply else 4 * sharded,
+        moments=2 * (4 if masters_multiply else layout.moment_bytes) * sharded,
+        activations=activations,
+        all_to_all=tokens * _buffer_bytes(config, layout, device),
+        logits=float(logits_bytes(config, tokens, depth, masters_multiply)) if head else 0.0,
+    )
+
+
+def _sharded(parameters: Held, layout: Layout) -> float:
+    """Parameters whose optimiser state a rank holds; the two copies of a stage in DualPipe share the work."""
+    if not layout.zero1:
+        return parameters.total
+    ranks = layout.dp * layout.plan.copies
+    return parameters.shared / ranks + parameters.experts / (ranks / layout.ep)
+
+
+def _stage_bytes(
+    config: ModelConfig, layout: Layout, device: Device, stage: Stage, depth: int
+) -> float:
+    """Bytes per token that a stage keeps of one micro-batch."""
+    number = BYTES[device.compute]
+    recompute = layout.recompute != "none"
+    end = end_activations(config, depth, recompute) * number if stage.last else 0
+    if layout.recompute == "full":
+        return number * config.hidden_size * len(stage.layers) + end
+    if layout.fp8 and recompute:
+        return sum(fp8_block_bytes(config, layer) for layer in stage.layers) + end
+    return number * sum(block_activations(config, i, recompute) for i in stage.layers) + end
+
+
+def _buffer_bytes(config: ModelConfig, layout: Layout, device: Device) -> float:
+    """Bytes per token of all-to-all buffers: what is sent and what arrives, once to dispatch and once to combine."""
+    if layout.ep == 1:
+        return 0.0
+    way = copies(config, device, layout.ep)
+    number = BYTES[device.compute]
+    dispatched = 1 + SCALE if layout.fp8 else number
+    return 2 * (way.inter + way.intra) * config.hidden_size * (dispatched + number)
+
+
+def fullest_rank(
+    config: ModelConfig,
+    layout: Layout,
+    device: Device,
+    *,
+    seq_len: int,
+    micro_batches: int,
+    mtp: bool = True,
+) -> tuple[int, RankMemory]:
+    """The rank of a pipeline that needs most, and what it needs."""
+    every = stages(layout, config, mtp)
+    found = [
+        rank_memory(
+            config,
+            layout,
+            device,
+            rank,
+            seq_len=seq_len,
+            micro_batches=micro_batches,
+            mtp=mtp,
+            every=every,
+        )
+        for rank in range(layout.pp)
+    ]
+    rank = max(range(layout.pp), key=lambda number: found[number].total)
+    return rank, found[rank]
+
+
+def host_ema_bytes(config: ModelConfig, layout: Layout, rank: int, mtp: bool = True) -> float:
+    """Bytes of host memory of an average of the weights (§3.2.3), where one is kept: FP32, sharded as masters are."""
+    return 4 * _sharded(rank_parameters(config, layout, rank, mtp), layout)
+
+
+def fits(memory: RankMemory, device: Device) -> bool:
+    """Whether a device holds it, its reserve kept free."""
+    return memory.total <= (1 - RESERVE) * device.memory

@@ -1,0 +1,144 @@
+"""Which layouts there are for a model on a cluster, and which of them fit: `--sweep`, and the nearest that do.
+
+Every pp, dp and ep that divide what they must, with DualPipe, DualPipeV, 1F1B and ZB1P, recomputation as in the report
+or of everything, and the micro-batch asked for. Ranked by tokens per second; what does not fit comes last.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from math import log2
+
+from fathom.errors import PlanError
+from fathom.model import ModelConfig
+from fathom.planning.cluster import Cluster
+from fathom.planning.layout import REPORT, Layout, check, check_settings, has_experts, micro_batches
+from fathom.planning.rank_memory import RankMemory, fits, fullest_rank
+from fathom.planning.rates import Rates
+from fathom.planning.step_time import StepTime, step_time
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A layout and what it would be like."""
+
+    layout: Layout
+    memory: RankMemory
+    """Of the fullest rank."""
+    step: StepTime
+    fits: bool
+
+    @property
+    def rank(self) -> tuple[bool, float]:
+        """Sorts the best first."""
+        return not self.fits, -self.step.tokens_per_second
+
+
+@dataclass(frozen=True)
+class Task:
+    """What is to be laid out."""
+
+    config: ModelConfig
+    cluster: Cluster
+    rates: Rates
+    seq_len: int
+    batch: int
+    mtp: bool = True
+
+    def candidate(self, layout: Layout) -> Candidate:
+        """Weigh one layout; `PlanError` when it cannot be."""
+        check(layout, self.config, self.cluster, self.batch)
+        _, memory = fullest_rank(
+            self.config,
+            layout,
+            self.cluster.device,
+            seq_len=self.seq_len,
+            micro_batches=micro_batches(layout, self.batch),
+            mtp=self.mtp,
+        )
+        step = step_time(
+            self.config,
+            layout,
+            self.cluster.device,
+            self.rates,
+            seq_len=self.seq_len,
+            batch=self.batch,
+            mtp=self.mtp,
+        )
+        return Candidate(layout, memory, step, fits(memory, self.cluster.device))
+
+
+def sweep(task: Task, like: Layout) -> list[Candidate]:
+    """Every layout that can be, best first; what is not searched (FP8, ZeRO-1, micro-batch) is as in `like`."""
+    found = []
+    for layout in _layouts(task, like):
+        try:
+            found.append(task.candidate(layout))
+        except PlanError:
+            continue
+    return sorted(found, key=lambda candidate: candidate.rank)
+
+
+def alternatives(task: Task, like: Layout, most: int = 5) -> list[Candidate]:
+    """The layouts that fit, nearest to `like` first: fewest doublings and halvings of pp, dp, ep and micro-batch,
+    another schedule or recomputation counting as one; at equal distance the faster.
+    """
+    smaller = [like]
+    if like.micro_batch > 1:
+        smaller.append(replace(like, micro_batch=1))
+    swept = [one for start in smaller for one in sweep(task, start)]
+    fitting = [one for one in swept if one.fits and one.layout != like]
+    fitting.sort(key=lambda one: (distance(one.layout, like), -one.step.tokens_per_second))
+    return fitting[:most]
+
+
+def choose(task: Task, like: Layout) -> Layout:
+    """The report's layout where it can be and fits, else the fastest that fits, else the fastest."""
+    check_settings(like, task.cluster)
+    report = replace(
+        like, pp=REPORT.pp, dp=REPORT.dp, ep=REPORT.ep, schedule=REPORT.schedule, overlap=True
+    )
+    try:
+        if task.candidate(report).fits:
+            return report
+    except PlanError:
+        pass
+    found = sweep(task, like)
+    if not found:
+        raise PlanError(
+            f"no layout can train batches of {task.batch} sequences, {like.micro_batch} at a time, on "
+            f"{task.cluster.name}; change the batch, --micro-batch or the number of devices"
+        )
+    return found[0].layout
+
+
+def distance(one: Layout, other: Layout) -> float:
+    """Changes between two layouts."""
+    sizes = ("pp", "dp", "ep", "micro_batch")
+    total = sum(abs(log2(getattr(one, key) / getattr(other, key))) for key in sizes)
+    kinds = ("schedule", "recompute", "zero1", "fp8", "overlap", "interleave")
+    return total + sum(getattr(one, key) != getattr(other, key) for key in kinds)
+
+
+def _layouts(task: Task, like: Layout) -> Iterator[Layout]:
+    devices = task.cluster.devices
+    deepest = min(task.config.num_hidden_layers + 1, devices)
+    for pp in _divisors(devices, deepest):
+        dp = devices // pp
+        schedules = ("1F1B", "ZB1P", "DualPipe", "DualPipeV") if pp > 1 else ("1F1B",)
+        experts = task.config.n_routed_experts if has_experts(task.config) else 1
+        for ep in _divisors(dp, min(dp, experts)):
+            if experts % ep:
+                continue
+            for schedule in schedules:
+                for recompute in dict.fromkeys((like.recompute, "report", "full")):
+                    overlap = schedule.startswith("DualPipe")
+                    yield replace(
+                        like, pp=pp, dp=dp, ep=ep, schedule=schedule, recompute=recompute,
+                        overlap=overlap, interleave=1, split=None,
+                    )  # fmt: skip
+
+
+def _divisors(number: int, most: int) -> list[int]:
+    return [n for n in range(1, most + 1) if number % n == 0]

@@ -1,0 +1,155 @@
+"""`fathom plan` as a user calls it: 80 columns, JSON, a page for a browser, and one line for what is wrong."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+from fathom.cli.plan import segments
+from fathom.runs.recipe import load_recipe
+from tests.cli.calling import call
+
+
+@pytest.fixture(autouse=True)
+def narrow(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+
+
+def test_the_report_s_run(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    """Text, JSON and page of the same plan agree."""
+    page = tmp_path / "new" / "plan.html"
+    status, text, _ = call(capsys, "plan", "v3-671b", "--cluster", "h800x2048", "--html", page)
+    assert status == 0 and max(map(len, text.splitlines())) <= 80 + len(str(page))
+    status, out, _ = call(capsys, "plan", "v3-671b", "--cluster", "h800x2048", "--json")
+    found = json.loads(out)
+    assert status == 0 and found["fits"] and found["cluster"] == "h800x2048"
+    assert (found["layout"]["pp"], found["layout"]["dp"], found["layout"]["ep"]) == (16, 128, 64)
+    assert found["parameters"]["main"] == 671_026_404_352
+    memory = found["memory_per_rank_bytes"]
+    assert memory["total"] == sum(size for name, size in memory.items() if name != "total")
+    hours = found["gpu_hours"]
+    assert hours["total"] == pytest.approx(sum(h for name, h in hours.items() if name != "total"))
+    assert found["cost_usd"] == pytest.approx(2 * hours["total"])
+    assert found["published"]["cost_usd"] == 5_576_000
+    pre_training = sum(hours[name] for name in ("constant", "cosine", "low", "lowest"))
+    assert pre_training == pytest.approx(2_664_000, rel=0.15)
+    assert 0 < found["bubble_fraction"] < 0.1
+    assert all(one["fits"] for one in found["alternatives"]) and len(found["alternatives"]) == 5
+    assert f"{found['tokens_per_second_per_gpu']:,.0f}" in text
+    assert "2,788K x $2 = $5.576M" in text and "fits" in text
+    _check_page(page.read_text(), f"{found['tokens_per_second_per_gpu']:,.0f}")
+
+
+def _check_page(html: str, rate: str) -> None:
+    assert rate in html and "default-src 'none'" in html
+    assert html.count("<svg") == 2 and "<script" not in html
+    assert not re.search(r"""(src|href)=["']?http""", html)
+    for tag in ("table", "figure", "details", "svg", "main"):
+        assert html.count(f"<{tag}") == html.count(f"</{tag}>")
+
+
+def test_one_process_on_a_laptop(capsys: pytest.CaptureFixture[str]) -> None:
+    status, text, _ = call(capsys, "plan", "nano", "--cluster", "laptop")
+    assert status == 0 and "nano on laptop: fits" in text
+    assert max(map(len, text.splitlines())) <= 80
+    status, out, _ = call(capsys, "plan", "nano", "--cluster", "laptop", "--json")
+    found = json.loads(out)
+    assert found["memory_per_rank_bytes"]["weights"] == 4 * 16_328_512
+    assert found["cost_usd"] == 0 and found["bubble_fraction"] == 0
+    assert 60 < found["days"] * 86400 < 3600
+
+
+def test_what_does_not_fit_is_said_with_what_does(capsys: pytest.CaptureFixture[str]) -> None:
+    wish = ("--pp", "2", "--ep", "4", "--schedule", "1F1B", "--recompute", "none")
+    status, out, _ = call(capsys, "plan", "v3-16b", "--cluster", "h100x8", *wish, "--json")
+    found = json.loads(out)
+    assert status == 0 and found["fits"] is False
+    assert found["alternatives"] and all(one["fits"] for one in found["alternatives"])
+    _, text, _ = call(capsys, "plan", "v3-16b", "--cluster", "h100x8", *wish)
+    assert "DOES NOT FIT" in text and "The nearest layouts that fit" in text
+    assert "no price is known" in text
+    _, text, _ = call(capsys, "plan", "v3-671b", "--cluster", "laptop")
+    assert "DOES NOT FIT" in text and "No other layout fits" in text
+
+
+def test_options_reach_the_plan(capsys: pytest.CaptureFixture[str]) -> None:
+    base = ("plan", "v3-16b", "--cluster", "h100x16", "--json")
+    _, out, _ = call(
+        capsys, *base, "--pp", "2", "--ep", "8", "--schedule", "DualPipe", "--price", "1.5",
+        "--no-zero1", "--no-fp8", "--no-overlap", "--micro-batch", "2", "--split", "14,13",
+        "--recompute", "full", "--stage", "second-drop",
+    )  # fmt: skip
+    found = json.loads(out)
+    expected = {
+        "pp": 2, "dp": 8, "ep": 8, "micro_batch": 2, "schedule": "DualPipe", "zero1": False,
+        "fp8": False, "overlap": False, "recompute": "full", "split": [14, 13], "moment_bytes": 4,
+        "interleave": 1,
+    }  # fmt: skip
+    assert found["layout"] == expected
+    assert found["cost_usd"] == pytest.approx(1.5 * found["gpu_hours"]["total"])
+    assert found["sweep"] is None
+    _, out, _ = call(
+        capsys, *base, "--pp", "4", "--schedule", "1F1B", "--interleave", "2", "--sweep"
+    )
+    found = json.loads(out)
+    assert found["layout"]["interleave"] == 2 and len(found["sweep"]) == 20
+    rates = [one["tokens_per_second_per_gpu"] for one in found["sweep"] if one["fits"]]
+    assert rates == sorted(rates, reverse=True)
+
+
+def test_a_what_if_changes_the_whole_plan(capsys: pytest.CaptureFixture[str]) -> None:
+    shape = ("--pp", "4", "--ep", "8", "--schedule", "DualPipe", "--json")
+    base = ("plan", "v3-16b", "--cluster", "h800x64", *shape)
+    plain = json.loads(call(capsys, *base)[1])
+    free = json.loads(call(capsys, *base, "--what-if", "offload")[1])
+    assert free["gpu_hours"]["total"] < plain["gpu_hours"]["total"]
+    said = {one["name"]: one["tokens_per_second_per_gpu"] for one in plain["what_ifs"]}
+    assert said["offload"] == pytest.approx(free["tokens_per_second_per_gpu"])
+
+
+def test_segments_of_the_report() -> None:
+    """The batch grows from 3,072 to 15,360 over 469B tokens; no token is lost."""
+    recipe = load_recipe("v3-671b")
+    parts = segments(recipe)
+    first = [part for part in parts if part.stage == "constant"]
+    assert [part.batch for part in first] == sorted({part.batch for part in first})
+    assert (first[0].batch, first[-1].batch) == (3072, 15360)
+    assert sum(part.tokens for part in first) == 10e12
+    assert sum(part.tokens for part in first[:-1]) == pytest.approx(469e9, rel=1e-3)
+    total = sum(stage.tokens_asked for stage in recipe.stages)
+    assert sum(part.tokens for part in parts) == pytest.approx(total)
+
+
+REPORT = ("v3-671b", "--cluster", "h800x2048")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("nano",), "Missing option '--cluster'"),
+        (("nanno", "--cluster", "laptop"), "did you mean 'nano'?"),
+        (("nano", "--cluster", "h900x8"), "did you mean 'h800'?"),
+        ((*REPORT, "--pp", "3"), "pp = 3 must divide the 2048 devices"),
+        ((*REPORT, "--pp", "16", "--ep", "48"), "ep = 48 must divide dp = 128"),
+        ((*REPORT, "--schedule", "Dualpipe"), "did you mean 'DualPipe'?"),
+        ((*REPORT, "--schedule", "ZB1P"), "does nothing in a pipeline of one rank; give --pp"),
+        ((*REPORT, "--stage", "extend-128k"), "no layout can train batches of 480 sequences"),
+        ((*REPORT, "--stage", "lows"), "did you mean 'low'?"),
+        (("v3-671b", "--cluster", "a100x2048", "--fp8"), "a100 has no FP8 products"),
+        ((*REPORT, "--split", "a"), "must be whole numbers"),
+        ((*REPORT, "--split", "1,2"), "must be 1 numbers that make 61 layers"),
+        ((*REPORT, "--what-if", "offlod"), "did you mean 'offload'?"),
+        ((*REPORT, "--recompute", "some"), "must be one of none, report, full"),
+        ((*REPORT, "--price", "-1"), "price = -1.0 must be at least 0"),
+        ((*REPORT, "--pp", "many"), "Invalid value for '--pp'"),
+        (("nano", "--cluster", "laptop", "--html", "/dev/null/x.html"), "cannot be written"),
+    ],
+)
+def test_refused(capsys: pytest.CaptureFixture[str], arguments: tuple[str, ...], said: str) -> None:
+    status, out, error = call(capsys, "plan", *arguments)
+    assert status == 2 and out == ""
+    assert error.startswith("error: ") and error.count("\n") == 1
+    assert said in error
