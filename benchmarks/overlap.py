@@ -24,7 +24,7 @@ import statistics
 import time
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -59,7 +59,7 @@ SHAPE: dict[str, Any] = {
     "vocab_size": 256,
     "hidden_size": 256,
     "intermediate_size": 256,
-    "moe_intermediate_size": 128,
+    "moe_intermediate_size": 192,
     "num_hidden_layers": LAYERS,
     "num_attention_heads": 8,
     "q_lora_rank": 128,
@@ -76,7 +76,7 @@ SHAPE: dict[str, Any] = {
     "max_position_embeddings": 512,
     "num_nextn_predict_layers": 0,
 }
-SEQUENCES, POSITIONS = 2, 384
+SEQUENCES, POSITIONS = 2, 256
 ORDERS: dict[str, Order] = {
     "one after the other": ONE_AFTER_THE_OTHER,
     "published": OVERLAPPED_ORDER,
@@ -84,6 +84,7 @@ ORDERS: dict[str, Order] = {
 }
 NO_DELAY, BY_ITSELF, ONE_WIRE = "no delay", "each by itself", "one wire"
 CASES = [(order, kind) for kind in (NO_DELAY, BY_ITSELF, ONE_WIRE) for order in ORDERS]
+UNWATCHED = nullcontext()
 
 
 # --- one rank ----------------------------------------------------------------------------------------
@@ -108,7 +109,9 @@ class Rank:
         self.rows = Rows.of(tokens, None)
         self.inputs = torch.randn(2, SEQUENCES, POSITIONS, SHAPE["hidden_size"])
 
-    def pair(self, order: Order, network: Network) -> float:
+    def pair(
+        self, order: Order, network: Network, watched: AbstractContextManager[Any] = UNWATCHED
+    ) -> float:
         """Seconds that the slower rank takes for one pair."""
         weights = Weights(mtp=0.0, balance_alpha=1e-4)
         chunks = [
@@ -120,7 +123,7 @@ class Rank:
         self.model.zero_grad(set_to_none=False)
         dist.barrier()
         started = time.perf_counter()
-        with network.between():
+        with network.between(), watched:
             ahead.enter(self.inputs[0])
             back.enter_backward(output, 1.0, 1.0)
             interleave(order, ahead, back)
@@ -134,30 +137,29 @@ class Rank:
         return float(found)
 
     def costs(self) -> dict[Operation, float]:
-        """Seconds of a layer's computations without delay, each with the posting of what it leaves behind."""
-        with timed_operations() as spent:
-            self.pair(ONE_AFTER_THE_OTHER, Network())
+        """CPU seconds of a layer's computations, each with the posting of what it leaves behind."""
+        spent: Counter[Operation] = Counter()
+        self.pair(ONE_AFTER_THE_OTHER, Network(), timed_operations(spent))
         return {operation: seconds / LAYERS for operation, seconds in spent.items()}
 
 
 @contextmanager
-def timed_operations() -> Iterator[Counter[Operation]]:
-    """Seconds by computation; what an all-to-all takes to be posted counts for the one that it needs."""
-    spent: Counter[Operation] = Counter()
+def timed_operations(spent: Counter[Operation]) -> Iterator[None]:
+    """CPU seconds by computation, without what it waits; to post an all-to-all counts for what that needs."""
     run = Chunk.run
 
     def timed(chunk: Chunk, layer: DenseLayer, operation: Operation) -> None:
-        started = time.perf_counter()
+        started = time.thread_time()
         run(chunk, layer, operation)
         if operation == ("B", "combine"):
             operation = ("B", "attention")  # of the layer before, whose gradient it sends
         elif operation[1] in COMMUNICATION:
             operation = NEEDS[operation]
-        spent[operation] += time.perf_counter() - started
+        spent[operation] += time.thread_time() - started
 
     Chunk.run = timed  # type: ignore[method-assign]
     try:
-        yield spent
+        yield
     finally:
         Chunk.run = run  # type: ignore[method-assign]
 
@@ -262,7 +264,7 @@ def main(argv: list[str] | None = None) -> None:
     )
     costs = {f"{what}({kind})": cost for (kind, what), cost in found["costs"].items()}
     each = [(operation, f"{1000 * cost:.2f}") for operation, cost in sorted(costs.items())]
-    print(harness.table(["operation", "ms per layer"], each))
+    print(harness.table(["operation", "CPU ms per layer"], each))
     heads = [
         "order",
         "network",
