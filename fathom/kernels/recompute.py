@@ -51,6 +51,14 @@ def remember(tensor: Tensor, make: Callable[..., Tensor], *inputs: Any) -> Tenso
     return tensor
 
 
+def same(tensor: Tensor, other: Tensor) -> Tensor:
+    """Mark `tensor` as being `other` in another graph: rules keep neither where they would not keep `other`."""
+    remade = getattr(other, "_fathom_remade", None)
+    if remade is not None:
+        tensor._fathom_remade = remade  # type: ignore[attr-defined]
+    return tensor
+
+
 def _as_kept(value: Any) -> Any:
     """A tensor without its history, or how it is made again."""
     remade = getattr(value, "_fathom_remade", None)

@@ -23,8 +23,12 @@ class Block(nn.Module):
             MoE(config) if config.is_moe_layer(layer) else MLP(config, config.intermediate_size)
         )
 
+    def attend(self, h_BTD: Tensor, context: Context) -> tuple[Tensor, Tensor]:
+        """The states behind the attention, and normed what the feed-forward block reads; both [B, T, D]."""
+        h_BTD = h_BTD + self.self_attn(self.input_layernorm(h_BTD), context)
+        return h_BTD, self.post_attention_layernorm(h_BTD)
+
     def forward(self, h_BTD: Tensor, context: Context) -> Tensor:
         """[B, T, D] -> [B, T, D]."""
-        h_BTD = h_BTD + self.self_attn(self.input_layernorm(h_BTD), context)
-        x = self.post_attention_layernorm(h_BTD)
+        h_BTD, x = self.attend(h_BTD, context)
         return h_BTD + (self.mlp(x, context) if isinstance(self.mlp, MoE) else self.mlp(x))

@@ -130,14 +130,14 @@ class MoE(nn.Module):
             gate_up, down = self.experts.gate_up_proj, self.experts.down_proj
             scales = self.experts.scales
             routed = few_rows.experts(x_ND, gate_up, down, indices_NK, weights_NK, scales)
-            shared = self._shared(x_BTD)
+            shared = self.shared(x_BTD)
         else:
             sent = self.dispatcher.dispatch(x_ND, indices_NK, weights_NK, counts_E)
-            shared = self._shared(x_BTD)
+            shared = self.shared(x_BTD)
             routed = self.dispatcher.combine(self.experts(*sent.wait()), sent)
         return (routed if shared is None else routed + shared).view_as(x_BTD)
 
-    def _shared(self, x_BTD: Tensor) -> Tensor | None:
+    def shared(self, x_BTD: Tensor) -> Tensor | None:
         """What the shared experts make of every token [N, D], where there are any."""
         if not self.config.n_shared_experts:
             return None

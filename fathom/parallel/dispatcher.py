@@ -60,27 +60,27 @@ class Hop:
 
 
 class Leg:
-    """One hop of one dispatch, out and back."""
+    """One hop of one dispatch, out and back; `rows` and `results` are what is under way."""
 
     def __init__(self, route: Route, copies: Copies, rows_NX: Tensor, slots_SK: Tensor) -> None:
         self.route, self.copies = route, copies
         self._slots = send(slots_SK, route, "routing")
-        self._rows = send(copies.make(rows_NX), route, "dispatch")
+        self.rows = send(copies.make(rows_NX), route, "dispatch")
 
     def wait(self) -> tuple[Tensor, Tensor]:
         """What arrived: rows [R, X] and their slots int64 [R, K]."""
-        slots_RK, rows_RX = self._slots.wait(), self._rows.wait()
-        del self._slots, self._rows
+        slots_RK, rows_RX = self._slots.wait(), self.rows.wait()
+        del self._slots, self.rows
         return rows_RX, slots_RK.long()
 
     def begin_back(self, results_RD: Tensor) -> None:
         """Send the results of the rows that arrived to where those came from."""
-        self._results = send(results_RD, self.route.reverse(), "combine")
+        self.results = send(results_RD, self.route.reverse(), "combine")
 
     def end_back(self) -> Tensor:
         """Sum of each row's results, once they are there: [N, D]."""
-        returned_SD = self._results.wait()
-        del self._results
+        returned_SD = self.results.wait()
+        del self.results
         return self.copies.sum(returned_SD)
 
 

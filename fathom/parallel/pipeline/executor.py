@@ -10,7 +10,10 @@ balance loss of its own routers; the gradient that comes from the next stage ent
 holds the tokens of all micro-batches, so only hidden states and their gradients travel, and everybody knows
 their shape.
 
-Where a schedule overlaps a forward with a backward (`Pair`), the two run one after the other here.
+Where a schedule overlaps a forward with a backward (`Pair`), the two run interleaved if the plan has an order for it
+and experts are spread over ranks (`fathom.parallel.pipeline.overlapped`). Otherwise the forward runs first and then the
+backward: without all-to-alls there is nothing to hide, and interleaving would only lengthen the bubble, since an
+interleaved pair cannot begin before both of its inputs are there.
 
 torch's own runtime (`torch.distributed.pipelining`) was not taken: it finds shapes by running stages on
 memory without values, which counts for the routers; splits a backward by walking the graph twice; and knows nothing of
@@ -21,6 +24,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import torch
 from torch import Tensor, nn
@@ -32,18 +36,23 @@ from fathom.model.layers import Linear
 from fathom.model.moe import Experts
 from fathom.model.objective import Rows
 from fathom.parallel.mesh import Group
+from fathom.parallel.pipeline.lanes import Lane, network_stream
 from fathom.parallel.pipeline.mail import Mail
+from fathom.parallel.pipeline.overlapped import Chunk, interleave, sends_to_experts
 from fathom.parallel.pipeline.plan import Plan
-from fathom.parallel.pipeline.stages import Passed, Stage, Weights, keep_stages, load_rows
+from fathom.parallel.pipeline.stages import Passed, Stage, Weights, Whole, keep_stages, load_rows
 from fathom.parallel.schedules import (
     Action,
+    Pair,
     Receive,
     Schedule,
     Send,
     Step,
+    Transfer,
     program,
     singles,
 )
+from fathom.parallel.schedules.overlap import Order
 
 Program = tuple[Step | Send | Receive, ...]
 
@@ -63,8 +72,7 @@ class MicroBatch:
 class _Held:
     """What a rank keeps of one micro-batch in one part between its actions."""
 
-    passed: Passed | None = None
-    leaf: Tensor | None = None
+    run: Whole | Chunk | None = None
     tasks: list[Task] = field(default_factory=list)
 
 
@@ -92,6 +100,11 @@ class Pipeline:
                 module.matmul = _Putting(module.matmul, self.put_off)
         self._programs: dict[int, tuple[Schedule, Program]] = {}
         self.bytes_sent = 0
+
+    @cached_property
+    def network(self) -> torch.cuda.Stream | None:
+        """The stream that all-to-alls get, where there are any."""
+        return network_stream(next(self.model.parameters()).device)
 
     def run(self, microbatches: Sequence[MicroBatch], weights: Weights) -> Losses:
         """Gradients of the batch's mean loss, added to this rank's parameters; what this rank saw of the losses.
@@ -141,6 +154,7 @@ class _Running:
         self.mail = Mail(pipeline.group, self.device, self.dtype)
         self.microbatches = microbatches
         self.rows = [Rows.of(m.tokens.to(self.device), m.document_ids) for m in microbatches]
+        self.order = pipeline.plan.order if sends_to_experts(pipeline.model) else None
         self.held: dict[tuple[int, int, int], _Held] = {}
         self.total = self._nothing()
 
@@ -160,51 +174,74 @@ class _Running:
         return self.total
 
     def _step(self, step: Step) -> None:
+        if isinstance(step, Pair) and self.order is not None:
+            self._interleaved(step, self.order)
+            return
         for action in singles(step):
-            held = self.held.setdefault((action.stage, action.copy, action.microbatch), _Held())
             match action.kind:
                 case "F":
-                    self._forward(action, held)
+                    self._forward(action)
                 case "B":
-                    self._backward(action, held)
+                    self._backward(action, None)
                 case "I":
-                    with self.pipeline.put_off.collecting() as held.tasks:
-                        self._backward(action, held)
+                    self._backward(action, self._held(action).tasks)
                 case "W":
-                    run_tasks(held.tasks)
+                    run_tasks(self._held(action).tasks)
 
-    def _forward(self, action: Action, held: _Held) -> None:
-        source, target = self.schedule.receives(action), self.schedule.sends(action)
-        if source is not None:
-            held.leaf = self.mail.take(source).detach().requires_grad_()
-        stage = self.pipeline.stages[action.part]
-        held.passed = stage.forward(held.leaf, self.rows[action.microbatch], self.weights)
-        if target is not None:
-            assert held.passed.output is not None
-            self.mail.hand_over(target, held.passed.output.detach())
-        self._count(action, held.passed)
+    def _held(self, action: Action) -> _Held:
+        return self.held.setdefault((action.stage, action.copy, action.microbatch), _Held())
 
-    def _backward(self, action: Action, held: _Held) -> None:
-        source, target = self.schedule.receives(action), self.schedule.sends(action)
-        passed, part = held.passed, self.microbatches[action.microbatch]
-        assert passed is not None
-        roots, gradients = [], []
-        if passed.losses is not None:
-            predicted = passed.losses.main + self.weights.mtp * passed.losses.mtp
-            roots.append(predicted * part.targets + passed.balance * part.sequences)
-            gradients.append(torch.ones_like(roots[-1]))
+    def _forward(self, action: Action) -> None:
+        run = self._begin(action)
+        self._forward_done(action, run.forward(self._take(self.schedule.receives(action))))
+
+    def _begin(self, action: Action) -> Whole | Chunk:
+        """Something that runs the action's micro-batch through its stage."""
+        pipeline, rows = self.pipeline, self.rows[action.microbatch]
+        stage, held = pipeline.stages[action.part], self._held(action)
+        if self.order is None:
+            held.run = Whole(stage, rows, self.weights, pipeline.put_off)
         else:
-            assert source is not None and passed.output is not None
-            roots.append(passed.output)
-            gradients.append(self.mail.take(source))
-            if passed.balance.requires_grad:
-                roots.append(passed.balance)
-                gradients.append(torch.full_like(passed.balance, part.sequences))
-        torch.autograd.backward(roots, gradients)
-        if target is not None:
-            assert held.leaf is not None and held.leaf.grad is not None
-            self.mail.hand_over(target, held.leaf.grad)
-        held.passed = held.leaf = None
+            lane = Lane(pipeline.network)
+            held.run = Chunk(stage, rows, self.weights, pipeline.put_off, lane, self.order)
+        return held.run
+
+    def _forward_done(self, action: Action, passed: Passed) -> None:
+        if passed.output is not None:
+            self._give(self.schedule.sends(action), passed.output.detach())
+        self._count(action, passed)
+
+    def _backward(self, action: Action, later: list[Task] | None) -> None:
+        run, part = self._end(action), self.microbatches[action.microbatch]
+        gradient = self._take(self.schedule.receives(action))
+        gradient = run.backward(gradient, part.targets, part.sequences, later)
+        self._give(self.schedule.sends(action), gradient)
+
+    def _end(self, action: Action) -> Whole | Chunk:
+        held = self._held(action)
+        run, held.run = held.run, None
+        assert run is not None
+        return run
+
+    def _interleaved(self, pair: Pair, order: Order) -> None:
+        forward, backward = self._begin(pair.forward), self._end(pair.backward)
+        assert isinstance(forward, Chunk) and isinstance(backward, Chunk)
+        part = self.microbatches[pair.backward.microbatch]
+        state = self._take(self.schedule.receives(pair.forward))
+        gradient = self._take(self.schedule.receives(pair.backward))
+        forward.enter(state)
+        backward.enter_backward(gradient, part.targets, part.sequences)
+        interleave(order, forward, backward)
+        self._forward_done(pair.forward, forward.leave())
+        self._give(self.schedule.sends(pair.backward), backward.leave_backward())
+
+    def _take(self, transfer: Transfer | None) -> Tensor | None:
+        return None if transfer is None else self.mail.take(transfer)
+
+    def _give(self, transfer: Transfer | None, tensor: Tensor | None) -> None:
+        if transfer is not None:
+            assert tensor is not None
+            self.mail.hand_over(transfer, tensor)
 
     # --- what was seen -----------------------------------------------------------------------------
 

@@ -7,12 +7,19 @@ from functools import cached_property
 
 from fathom.model import ModelConfig
 from fathom.parallel.pipeline.stages import embeds_again, share_layers
-from fathom.parallel.schedules import Part, Schedule, schedule, stages_on
+from fathom.parallel.schedules import (
+    Part,
+    Schedule,
+    check_overlapped_order,
+    schedule,
+    stages_on,
+)
+from fathom.parallel.schedules.overlap import Order
 
 
 @dataclass(frozen=True)
 class Plan:
-    """A model's pipeline over `ranks` ranks. Raises `ParallelError` where that cannot be."""
+    """A model's pipeline over `ranks` ranks. Raises `ParallelError` or `ScheduleError` where that cannot be."""
 
     config: ModelConfig
     ranks: int
@@ -20,9 +27,14 @@ class Plan:
     """The schedule (`fathom.parallel.SCHEDULES`)."""
     counts: tuple[int, ...] | None = None
     """Layers of each stage; None: as even as possible."""
+    order: Order | None = None
+    """Of the operations of an overlapped pair where experts are spread over ranks: `OVERLAPPED_ORDER` on GPUs,
+    `POSTED_EARLY` where the host computes. None: a pair's forward, then its backward."""
 
     def __post_init__(self) -> None:
         self.placement, self.layers  # noqa: B018  (they refuse what cannot be)
+        if self.order is not None:
+            check_overlapped_order(self.order)
 
     @property
     def stages(self) -> int:

@@ -11,12 +11,15 @@ embedding for MTP, and gradients of the copies are added.
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import NoReturn
 
+import torch
 from torch import Tensor, nn
 
 from fathom.errors import ParallelError
+from fathom.kernels.put_off import PutOff, Task
 from fathom.model import ModelConfig, Transformer
 from fathom.model.context import Context, build_context
 from fathom.model.objective import Losses, Rows, balance_loss, losses_of
@@ -107,6 +110,28 @@ class Passed:
     load: Tensor
     """int64 [M, E] of this stage's MoE blocks."""
 
+    def backward(
+        self, gradient: Tensor | None, mtp: float, targets: float, sequences: float
+    ) -> None:
+        """Differentiate a micro-batch that is such a share of the batch's targets and sequences.
+
+        `gradient` is that of the output, which is left out where it has no graph.
+        """
+        roots, gradients = [], []
+        if self.losses is not None:
+            predicted = self.losses.main + mtp * self.losses.mtp
+            roots.append(predicted * targets + self.balance * sequences)
+            gradients.append(torch.ones_like(roots[-1]))
+        elif self.output is not None and self.output.requires_grad:
+            assert gradient is not None
+            roots.append(self.output)
+            gradients.append(gradient)
+        if self.losses is None and self.balance.requires_grad:
+            roots.append(self.balance)
+            gradients.append(torch.full_like(self.balance, sequences))
+        if roots:
+            torch.autograd.backward(roots, gradients)
+
 
 @dataclass(frozen=True)
 class Stage:
@@ -126,10 +151,18 @@ class Stage:
 
     def forward(self, x_BTD: Tensor | None, rows: Rows, weights: Weights) -> Passed:
         """From the output of the stage before ([B, T, D]; None for the first) to the next one's input or the losses."""
-        model, context = self.model, self.context(rows, weights)
-        state = model.embed(rows.inputs) if x_BTD is None else x_BTD
+        context, state = self.context(rows, weights), self.begin(x_BTD, rows)
         for layer in self.layers:
-            state = model.model.layers[layer](state, context)
+            state = self.model.model.layers[layer](state, context)
+        return self.end(state, rows, context, weights)
+
+    def begin(self, x_BTD: Tensor | None, rows: Rows) -> Tensor:
+        """What the first layer reads [B, T, D]."""
+        return self.model.embed(rows.inputs) if x_BTD is None else x_BTD
+
+    def end(self, state: Tensor, rows: Rows, context: Context, weights: Weights) -> Passed:
+        """What comes of the last layer's output [B, T, D]."""
+        model = self.model
         if not self.last:
             balance = balance_loss(model, context.routers, weights.balance_alpha)
             return Passed(state, None, balance, model.stack_loads(context.routers))
@@ -139,3 +172,33 @@ class Stage:
             model, trunk, rows, mtp_weight=weights.mtp, balance_alpha=weights.balance_alpha
         )
         return Passed(None, found, found.balance, found.expert_load)
+
+
+class Whole:
+    """A micro-batch in a stage as one graph: forward once, then backward once."""
+
+    def __init__(self, stage: Stage, rows: Rows, weights: Weights, put_off: PutOff) -> None:
+        self.stage, self.rows, self.weights, self.put_off = stage, rows, weights, put_off
+        self.leaf: Tensor | None = None
+        self.passed: Passed | None = None
+
+    def forward(self, x_BTD: Tensor | None) -> Passed:
+        """Of the output of the stage before."""
+        self.leaf = None if x_BTD is None else x_BTD.detach().requires_grad_()
+        self.passed = self.stage.forward(self.leaf, self.rows, self.weights)
+        return self.passed
+
+    def backward(
+        self, gradient: Tensor | None, targets: float, sequences: float, later: list[Task] | None
+    ) -> Tensor | None:
+        """The gradient of the stage's input, of that of its output; those of weights go to `later` where there is one.
+
+        `targets` and `sequences`: what share of the batch the micro-batch is.
+        """
+        assert self.passed is not None
+        with nullcontext() if later is None else self.put_off.collecting() as tasks:
+            self.passed.backward(gradient, self.weights.mtp, targets, sequences)
+        if later is not None:
+            later.extend(tasks or [])
+        self.passed, leaf, self.leaf = None, self.leaf, None
+        return None if leaf is None else leaf.grad

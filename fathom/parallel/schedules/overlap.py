@@ -21,6 +21,8 @@ from fathom.errors import ScheduleError
 Operation = tuple[str, str]
 """(kind, what): kind F, B (gradients of inputs) or W (of weights); what attention, dispatch, mlp or combine."""
 
+Order = Sequence[Operation]
+
 OVERLAPPED_ORDER: tuple[Operation, ...] = (
     ("B", "combine"),
     ("F", "attention"),
