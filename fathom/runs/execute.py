@@ -1,6 +1,9 @@
 """A whole run, top to bottom: folder, data, model, stages, export, report. The same call again resumes.
 
 Everything that shows something to a person comes in as a function, so that this works without a terminal.
+
+On several processes each runs this page. `Crew` says which of them speaks and writes; model, steps, evaluations,
+checkpoints and export are everybody's, and what decides where the run goes is agreed.
 """
 
 from __future__ import annotations
@@ -15,22 +18,25 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
 
-from fathom import interop
 from fathom.data.prepare import prepare
 from fathom.data.prepared import TokenData
 from fathom.data.progress import Say
 from fathom.errors import FathomError
 from fathom.kernels import compile_elementwise
 from fathom.model import Transformer
+from fathom.parallel import Parallel
 from fathom.runs.callbacks import begin_stage, spike_line, stage_callbacks
+from fathom.runs.crew import Crew
 from fathom.runs.environment import DECISIVE, environment
-from fathom.runs.folder import SPIKES, RunFolder
+from fathom.runs.folder import SPIKES, RunFolder, SilentFolder
+from fathom.runs.layout import RunLayout
 from fathom.runs.looking import check_needles
 from fathom.runs.machine import check_memory, compute_dtype
 from fathom.runs.pace import EXPORTS, Pace
 from fathom.runs.recipe import Recipe, Stage
-from fathom.runs.saving import resume_run, save_run
+from fathom.runs.saving import export_run, resume_run, save_run
 from fathom.runs.setting import Setting, Show
 from fathom.runs.streams import stage_loader
 from fathom.runs.tensorboard import require_tensorboard
@@ -46,8 +52,11 @@ class Run:
     def __init__(
         self, recipe: Recipe, out: str | Path, device: torch.device, show: Show, say: Say
     ) -> None:
-        self.recipe, self.device, self.show, self.say = recipe, device, show, say
-        self.folder = RunFolder(out)
+        self.layout = RunLayout(recipe, dist.get_world_size() if dist.is_initialized() else 1)
+        self.crew = Crew(self.layout.layout)
+        self.recipe, self.device = recipe, device
+        self.show, self.say = (show, say) if self.crew.speaks else (_silent, _silent)
+        self.folder = RunFolder(out) if self.crew.speaks else SilentFolder(out)
         self.stopping = threading.Event()
         self.data: TokenData
         self.trainer: Trainer
@@ -57,26 +66,28 @@ class Run:
 
     def set_up(self) -> None:
         """Folder, data, model and optimiser, put back to where the run was."""
-        check_memory(self.recipe.model, self.device)
+        if self.crew.size == 1:
+            check_memory(self.recipe.model, self.device)
         if self.recipe.monitor.tensorboard:
             require_tensorboard()
-        self.folder.claim(self.recipe)
+        self.crew.first(lambda: self.folder.claim(self.recipe))
         keep_freed_memory()
         compile_elementwise(self.recipe.precision.compile)
         dtype = compute_dtype(self.recipe.precision.compute, self.device)
         self._write_environment(dtype)
-        self.data = self._prepare()
+        self.data = self._read_data()
         self.pace = Pace(self.recipe, len(self.data.held_out))
         self.trainer = self._start()
         self._check_stages()
         self._resume()
         self._go_on()
-        self.peak_flops = matmul_rate(self.device, dtype or torch.float32)
+        self.peak_flops = self.crew.size * matmul_rate(self.device, dtype or torch.float32)
 
     def _write_environment(self, dtype: torch.dtype | None) -> None:
         """environment.json, with a word where it is not the one that the run began in."""
         now, before = environment(self.device, dtype), self.folder.read_environment()
-        keys = [key for key in DECISIVE if before and before.get(key) != now[key]]
+        now |= {"processes": self.crew.size, "layout": self.layout.name}
+        keys = [key for key in DECISIVE if before and before.get(key, now[key]) != now[key]]
         changed = [f"{key}: {before.get(key)} → {now[key]}" for key in keys]
         if changed:
             self.say(
@@ -84,6 +95,12 @@ class Run:
                 f"to the last bit as it would have"
             )
         self.folder.write("environment.json", json.dumps(now, indent=1))
+
+    def _read_data(self) -> TokenData:
+        """The first rank makes the tokens ready, the others wait for them and open what is there."""
+        made: list[TokenData] = []
+        self.crew.first(lambda: made.append(self._prepare()))
+        return made[0] if made else TokenData.open(self.folder.data)
 
     def _prepare(self) -> TokenData:
         source, ids = self.recipe.data, self.recipe.model.vocab_size
@@ -113,7 +130,9 @@ class Run:
         """A trainer at step 0."""
         recipe = self.recipe
         model = self._build_model(compute_dtype(recipe.precision.compute, self.device))
-        return Trainer.start(model, recipe.optim, recipe.guard, recipe.ema)
+        zero1 = recipe.parallel.zero1
+        parallel = Parallel(model, self.crew.mesh, zero1, plan=self.layout.plan)
+        return Trainer.start(model, recipe.optim, recipe.guard, recipe.ema, parallel)
 
     def _build_model(self, dtype: torch.dtype | None) -> Transformer:
         """The model as the seed makes it, on the device; the same on every device."""
@@ -131,7 +150,7 @@ class Run:
         check_needles(self.recipe, self.trainer.model, self.data)
 
     def _resume(self) -> None:
-        remove_unfinished(self.folder.checkpoints)
+        self.crew.first(lambda: remove_unfinished(self.folder.checkpoints))
         if resume_run(self.trainer, self.folder.checkpoints, self._data_marks(), self.say):
             done = self.trainer.step == self.recipe.steps
             ending = "all steps are done" if done else "going on from there"
@@ -209,7 +228,7 @@ class Run:
     def export(self) -> None:
         """OUT/model: a Hugging Face directory, in float32, tokenizer included."""
         with self.pace.look(EXPORTS):
-            interop.save(self.trainer.model, self.folder.model, self.data.tokenizer)
+            export_run(self.trainer, self.folder.model, self.data.tokenizer)
 
 
 def pretrain(run: Run, index: int, stage: Stage) -> bool:
@@ -218,15 +237,15 @@ def pretrain(run: Run, index: int, stage: Stage) -> bool:
     run.trainer.model.set_rope_scaling(recipe.rope_scaling(stage))
     plan = StagePlan(
         loader=stage_loader(recipe, index, run.data, run.trainer.passed_over),
-        micro_batch=stage.micro_batch or stage.batch,
+        micro_batch=run.layout.micro_batch(stage),
         first_sequence=span.sequences_before,
         last_step=span.last_step,
         moment=lambda step: recipe.at(step=step),
-        stop=run.stopping.is_set,
+        stop=lambda: run.crew.any(run.stopping.is_set()),
     )
     setting = Setting(
         run.folder, recipe, stage, run.data, run.peak_flops, run.show, run.say, run.save,
-        run.pace,
+        run.pace, run.crew,
     )  # fmt: skip
     with closing(setting):
         callbacks = stage_callbacks(setting)
@@ -262,7 +281,9 @@ def run(
         raise
     finally:
         job.folder.close()
-    _report(job)
+    if job.crew.speaks:
+        _report(job)
+    job.crew.wait()
     return job.folder.path
 
 
@@ -278,19 +299,30 @@ def _report(job: Run) -> None:
 
 @contextmanager
 def _asked_to_stop(job: Run) -> Iterator[None]:
-    """The first Ctrl-C sets a flag that the loop reads after the step, the second is as usual."""
+    """The first Ctrl-C sets a flag that the loop reads after the step, the second is as usual.
+
+    So does, on several processes, the SIGTERM with which torchrun ends them.
+    """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = signal.getsignal(signal.SIGINT)
+    numbers = (signal.SIGINT, signal.SIGTERM) if job.crew.size > 1 else (signal.SIGINT,)
+    before = {number: signal.getsignal(number) for number in numbers}
 
     def first(number: int, frame: Any) -> None:
-        signal.signal(signal.SIGINT, before)
+        signal.signal(number, before[signal.Signals(number)])
         job.stopping.set()
-        job.say("finishing this step and saving; Ctrl-C again leaves at once")
+        if number == signal.SIGINT:
+            job.say("finishing this step and saving; Ctrl-C again leaves at once")
 
-    signal.signal(signal.SIGINT, first)
+    for number in numbers:
+        signal.signal(number, first)
     try:
         yield
     finally:
-        signal.signal(signal.SIGINT, before)
+        for number in numbers:
+            signal.signal(number, before[number])
+
+
+def _silent(_: object) -> None:
+    """What ranks say and show that do not speak."""

@@ -8,7 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fathom import interop
 from fathom.data.progress import Say
+from fathom.data.tokenizer import Tokenizer
 from fathom.errors import CheckpointError
 from fathom.model import Transformer
 from fathom.runs.folder import RunFolder
@@ -37,11 +39,37 @@ def _weights(model: Transformer) -> dict[str, Tensor]:
 
 
 def save_run(trainer: Trainer, directory: Path, keep: int, data: dict[str, Any]) -> Path:
-    """Write a checkpoint of the whole run at its present step; `data` says what it is trained on."""
+    """Write a checkpoint of the whole run at its present step; `data` says what it is trained on. All ranks together.
+
+    Raises `CheckpointError` where no rank holds all of it.
+    """
+    _check_whole(trainer, "a checkpoint")
+    if trainer.parallel.mesh.rank:
+        return directory / f"step-{trainer.step}"
     state: dict[str, Any] = {"step": trainer.step, "tokens": trainer.tokens, "data": data}
     state |= {"passed_over": trainer.passed_over, "guard": trainer.guard.state()}
     state |= {"ema_updates": trainer.ema.updates} if trainer.ema else {}
     return save_checkpoint(directory, trainer.step, run_tensors(trainer), state, keep)
+
+
+def export_run(trainer: Trainer, directory: Path, tokenizer: Tokenizer) -> None:
+    """Write the model as a Hugging Face directory, in float32, tokenizer included. All ranks together.
+
+    Raises `CheckpointError` where no rank holds all of it.
+    """
+    _check_whole(trainer, "an export")
+    if not trainer.parallel.mesh.rank:
+        interop.save(trainer.model, directory, tokenizer)
+
+
+def _check_whole(trainer: Trainer, what: str) -> None:
+    """Refuse what only a rank that holds everything can write."""
+    layout = trainer.parallel.mesh.layout
+    if trainer.parallel.zero1 or layout.pp > 1 or layout.ep > 1:
+        raise CheckpointError(
+            f"{what} of a run laid out as pp = {layout.pp}, ep = {layout.ep}, zero1 = {trainer.parallel.zero1} cannot "
+            f"be written yet; set parallel.pp and parallel.ep to 1 and parallel.zero1 to false"
+        )
 
 
 def resume_run(trainer: Trainer, directory: Path, data: dict[str, Any], say: Say) -> bool:

@@ -20,6 +20,7 @@ from fathom.errors import ParallelError
 from fathom.model import ModelConfig, Transformer
 from fathom.model.context import Context, build_context
 from fathom.model.objective import Losses, Rows, balance_loss, losses_of
+from fathom.model.transformer import Trunk
 
 
 class Absent(nn.Module):
@@ -116,25 +117,34 @@ class Stage:
     layers: range
     last: bool
 
-    def context(self, rows: Rows, weights: Weights) -> Context:
+    def context(self, rows: Rows, keep_scores: bool) -> Context:
         """Positions and visibility of a micro-batch; every stage has its tokens and makes its own."""
         model = self.model
-        keep_scores = weights.balance_alpha > 0
         return build_context(
             model.config, model.rotary, rows.inputs, None, None, rows.ids, None, keep_scores
         )
 
+    def through(self, x_BTD: Tensor | None, rows: Rows, context: Context) -> Tensor:
+        """From the output of the stage before ([B, T, D]; None for the first) to that of its own last layer."""
+        state = self.model.embed(rows.inputs) if x_BTD is None else x_BTD
+        for layer in self.layers:
+            state = self.model.model.layers[layer](state, context)
+        return state
+
+    def finish(self, state_BTD: Tensor, rows: Rows, context: Context, mtp: bool) -> Trunk:
+        """What comes behind the last layer, in the last stage."""
+        model = self.model
+        embedded = model.embed(rows.inputs) if mtp and len(model.model.mtp) > 0 else None
+        return model.finish(state_BTD, embedded, context)
+
     def forward(self, x_BTD: Tensor | None, rows: Rows, weights: Weights) -> Passed:
         """From the output of the stage before ([B, T, D]; None for the first) to the next one's input or the losses."""
-        model, context = self.model, self.context(rows, weights)
-        state = model.embed(rows.inputs) if x_BTD is None else x_BTD
-        for layer in self.layers:
-            state = model.model.layers[layer](state, context)
+        model, context = self.model, self.context(rows, weights.balance_alpha > 0)
+        state = self.through(x_BTD, rows, context)
         if not self.last:
             balance = balance_loss(model, context.routers, weights.balance_alpha)
             return Passed(state, None, balance, model.stack_loads(context.routers))
-        mtp = weights.mtp > 0 and len(model.model.mtp) > 0
-        trunk = model.finish(state, model.embed(rows.inputs) if mtp else None, context)
+        trunk = self.finish(state, rows, context, weights.mtp > 0)
         found = losses_of(
             model, trunk, rows, mtp_weight=weights.mtp, balance_alpha=weights.balance_alpha
         )
