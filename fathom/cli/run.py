@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from shlex import quote
 from typing import Annotated
@@ -55,6 +56,8 @@ def run(
             lambda place, speaks: _train(load_recipe(recipe, overrides), out, place, speaks),
         )
     chosen = load_recipe(recipe, overrides)
+    if dry_run and os.environ.get("RANK", "0") != "0":
+        return
     if dry_run:
         from fathom.cli.dry_run import dry_run as describe
 

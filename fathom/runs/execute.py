@@ -14,6 +14,7 @@ import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -76,7 +77,7 @@ class Run:
         dtype = compute_dtype(self.recipe.precision.compute, self.device)
         self._write_environment(dtype)
         self.data = self._read_data()
-        self.pace = Pace(self.recipe, len(self.data.held_out))
+        self.pace = Pace(self._looked_at(), len(self.data.held_out))
         self.trainer = self._start()
         self._check_stages()
         self._resume()
@@ -143,11 +144,22 @@ class Run:
         model.set_recompute(self.recipe.precision.recompute)
         return model
 
+    def _looked_at(self) -> Recipe:
+        """The recipe with the looks that this layout allows; says which those are that it does not."""
+        monitor = self.recipe.monitor
+        if self.crew.whole:
+            return self.recipe
+        self.say(
+            "no process has the whole model: samples and needles are left out; speak with the finished run "
+            "(fathom generate, fathom eval needle)"
+        )
+        return replace(self.recipe, monitor=replace(monitor, needle_lengths=()))
+
     def _check_stages(self) -> None:
         """Refuse now what would otherwise end the run when a later stage begins or ends."""
         for index in range(len(self.recipe.stages)):
             stage_loader(self.recipe, index, self.data)
-        check_needles(self.recipe, self.trainer.model, self.data)
+        check_needles(self.pace.recipe, self.trainer.model, self.data)
 
     def _resume(self) -> None:
         self.crew.first(lambda: remove_unfinished(self.folder.checkpoints))
@@ -277,7 +289,7 @@ def run(
             job.train()
             job.export()
     except KeyboardInterrupt:
-        say(f"stopped; the same command goes on from {job.reached()}")
+        job.say(f"stopped; the same command goes on from {job.reached()}")
         raise
     finally:
         job.folder.close()

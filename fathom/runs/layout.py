@@ -75,7 +75,7 @@ class RunLayout:
         self._check_schedule(stage, plan, 1, shares)
         return 1
 
-    def bubbles(self, stage: Stage) -> tuple[int, float]:
+    def bubble(self, stage: Stage) -> tuple[int, float]:
         """Micro-batches of a full step, and the share of the time that a rank idles by the simulator, each action
         (F, I, W) taking as long as any other and transfers none."""
         assert self.plan is not None
