@@ -16,7 +16,7 @@ from typing import NoReturn
 
 import torch
 
-from fathom.errors import FathomError
+from fathom.errors import FathomError, ParallelError
 from fathom.parallel import launch
 from fathom.parallel.watch import SILENCE, Watch
 
@@ -59,13 +59,13 @@ def _say_why(error: BaseException, rank: int, watch: Watch | None) -> int:
     """One line, or the traceback of a fault of ours; the exit status."""
     if watch is None:
         _say(f"rank {rank}: {error}")
+    elif lost_touch(error):
+        _say_who(watch, error, rank)
+        return BROKEN
     elif isinstance(error, FathomError):
         watch.failed(str(error))
         if rank == 0 or not _said_by_first(watch, str(error)):
             _say(f"rank {rank}: {error}" if rank else str(error))
-    elif lost_touch(error):
-        _say_who(watch, error, rank)
-        return BROKEN
     else:
         watch.failed(f"{type(error).__name__}: {error}")
         traceback.print_exception(error)
@@ -83,11 +83,12 @@ def _said_by_first(watch: Watch, message: str) -> bool:
     return False
 
 
-def lost_touch(error: BaseException) -> bool:
-    """Whether an error is that of a conversation that another rank broke off."""
+def lost_touch(error: BaseException | None) -> bool:
+    """Whether an error is that of a conversation that another rank broke off, or comes of one."""
+    if isinstance(error, ParallelError):
+        return lost_touch(error.__cause__)
     signs = ("gloo", "connection", "nccl", "store", "socket")
-    broken = isinstance(error, torch.distributed.DistError | RuntimeError)
-    return broken and any(sign in str(error).lower() for sign in signs)
+    return isinstance(error, RuntimeError) and any(sign in str(error).lower() for sign in signs)
 
 
 def _say_who(watch: Watch, error: BaseException, rank: int) -> None:

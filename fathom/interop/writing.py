@@ -3,13 +3,17 @@
 Weights go out under the released per-expert names in shards of bounded size, so saving takes the
 memory of one shard. The directory appears whole or not at all: it is written beside its place and
 renamed.
+
+Where the tensors come from is a seam: `Source` says what there is and fetches what a shard needs, so a
+model that is spread over many ranks is written by the same lines (`fathom.parallel.export`).
 """
 
 from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Container, Iterator, Mapping
+from collections.abc import Callable, Container, Iterator, Mapping
+from dataclasses import dataclass
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any, Protocol
@@ -22,7 +26,7 @@ from torch import Tensor
 from fathom.errors import CheckpointError
 from fathom.files import flush
 from fathom.interop.config_json import ARCHITECTURES, read_json, to_json
-from fathom.interop.names import HEAD, ROUTER_BIAS, Slot, layout
+from fathom.interop.names import EMBEDDING, HEAD, ROUTER_BIAS, Slot, layout
 from fathom.interop.shards import INDEX, listed
 from fathom.model.config import ModelConfig
 from fathom.model.transformer import Transformer
@@ -50,6 +54,22 @@ class SavesItself(Protocol):
         """Write tokenizer.json and what belongs to it, with the length that other programs cut texts to."""
 
 
+@dataclass(frozen=True)
+class Source:
+    """A model to be written."""
+
+    config: ModelConfig
+    tensors: Mapping[str, Tensor]
+    """All of them by their names in memory, whole; only shapes and dtypes are read, so they may be on "meta"."""
+    fetch: Callable[[Mapping[str, Slot], Mapping[str, torch.dtype]], dict[str, Tensor]]
+    """The tensors of one file by their names on disk, given what each is of `tensors`, and as what it is stored."""
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of its weights."""
+        return self.tensors[EMBEDDING].dtype
+
+
 def save(
     model: Transformer,
     directory: str | Path,
@@ -63,13 +83,30 @@ def save(
     of at most `max_shard_bytes` (one larger tensor has a file of its own). An existing directory is
     replaced when it is an export, refused when it is anything else. Raises `CheckpointError`.
     """
+    tensors = model.state_dict()
+
+    def fetch(slots: Mapping[str, Slot], kinds: Mapping[str, torch.dtype]) -> dict[str, Tensor]:
+        return {name: slot.of(tensors) for name, slot in slots.items()}
+
+    source = Source(model.config, tensors, fetch)
+    write_directory(source, directory, tokenizer, dtype, max_shard_bytes)
+
+
+def write_directory(
+    source: Source,
+    directory: str | Path,
+    tokenizer: SavesItself | None = None,
+    dtype: torch.dtype | None = None,
+    max_shard_bytes: int = MAX_SHARD_BYTES,
+) -> None:
+    """The same for a model that may be elsewhere. One process writes."""
     place = Path(directory).resolve()
     _check_replaceable(place)
     made = place.with_name(f".{place.name}.partial")
     try:
         shutil.rmtree(made, ignore_errors=True)  # what a killed save left
         made.mkdir(parents=True)
-        _write(model, made, tokenizer, dtype, max_shard_bytes)
+        _write(source, made, tokenizer, dtype, max_shard_bytes)
         _put_in_place(made, place)
     except (OSError, SafetensorError) as error:
         raise CheckpointError(
@@ -80,42 +117,44 @@ def save(
 
 
 def _write(
-    model: Transformer,
+    source: Source,
     place: Path,
     tokenizer: SavesItself | None,
     dtype: torch.dtype | None,
     limit: int,
 ) -> None:
-    config = model.config
+    config = source.config
     if tokenizer is not None:
         tokenizer.save(place, config.max_position_embeddings)
-    _write_json(place / "config.json", to_json(config, dtype or model.lm_head.weight.dtype))
+    _write_json(place / "config.json", to_json(config, dtype or source.dtype))
     ids = {"bos_token_id": config.bos_token_id, "eos_token_id": config.eos_token_id}
     _write_json(place / "generation_config.json", ids)
     with torch.no_grad():
-        _write_weights(model, config, place, dtype, limit)
+        _write_weights(source, place, dtype, limit)
 
 
-def _write_weights(
-    model: Transformer, config: ModelConfig, place: Path, dtype: torch.dtype | None, limit: int
-) -> None:
-    tensors = model.state_dict()
-    table = layout(config, tensors)
+def _write_weights(source: Source, place: Path, dtype: torch.dtype | None, limit: int) -> None:
+    tensors = source.tensors
+    table = layout(source.config, tensors)
     repeated = {name: slot for name, slot in table.copies.items() if name != HEAD}
     slots = table.slots | repeated
-    shards = list(_plan(slots, tensors, dtype, limit))
+    kinds = {name: _stored_dtype(name, tensors[slot.name], dtype) for name, slot in slots.items()}
+    shards = list(_plan(slots, tensors, kinds, limit))
     weight_map: dict[str, str] = {}
     total = 0
     for number, names in enumerate(shards, 1):
         file = f"model-{number:05d}-of-{len(shards):05d}.safetensors"
-        parts = {name: slots[name].of(tensors) for name in names}
-        total += _write_shard(place / file, parts, dtype, repeated)
+        parts = source.fetch({name: slots[name] for name in names}, kinds)
+        total += _write_shard(place / file, parts, kinds, repeated)
         weight_map |= dict.fromkeys(names, file)
     _write_json(place / INDEX, {"metadata": {"total_size": total}, "weight_map": weight_map})
 
 
 def _write_shard(
-    file: Path, parts: Mapping[str, Tensor], dtype: torch.dtype | None, repeated: Container[str]
+    file: Path,
+    parts: Mapping[str, Tensor],
+    kinds: Mapping[str, torch.dtype],
+    repeated: Container[str],
 ) -> int:
     """Write one file and return the bytes of its tensors.
 
@@ -123,7 +162,7 @@ def _write_shard(
     has a second name is copied, because in one file no memory may have two.
     """
     shard = {
-        name: part.to("cpu", _stored_dtype(name, part, dtype), copy=name in repeated).contiguous()
+        name: part.to("cpu", kinds[name], copy=name in repeated).contiguous()
         for name, part in parts.items()
     }
     save_file(shard, file, metadata={"format": "pt"})
@@ -136,14 +175,16 @@ def _stored_dtype(name: str, tensor: Tensor, dtype: torch.dtype | None) -> torch
 
 
 def _plan(
-    slots: Mapping[str, Slot], tensors: Mapping[str, Tensor], dtype: torch.dtype | None, limit: int
+    slots: Mapping[str, Slot],
+    tensors: Mapping[str, Tensor],
+    kinds: Mapping[str, torch.dtype],
+    limit: int,
 ) -> Iterator[list[str]]:
     """Names for each shard, in the model's order, as many as fit."""
     names: list[str] = []
     held = 0
     for name, slot in slots.items():
-        part = slot.of(tensors)
-        size = part.numel() * _stored_dtype(name, part, dtype).itemsize
+        size = slot.of(tensors).numel() * kinds[name].itemsize
         if names and held + size > limit:
             yield names
             names, held = [], 0

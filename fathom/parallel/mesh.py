@@ -92,6 +92,7 @@ class Mesh:
         self.rank = dist.get_rank() if there > 1 else 0
         self._timeout = timeout
         self._made: dict[Any, list[dist.ProcessGroup | None]] = {}
+        self._beside: dict[str, Group] = {}
         device = layout.ep // layout.nodes
         shape = (layout.pp, layout.replicas, layout.nodes, device)
         self._ranks = torch.arange(layout.world).view(shape)
@@ -104,10 +105,23 @@ class Mesh:
     def alone(cls) -> Mesh:
         """One process and nobody else, whether or not others are there."""
         mesh = cls.__new__(cls)
-        mesh.layout, mesh.rank = Layout(), 0
+        mesh.layout, mesh.rank, mesh._beside = Layout(), 0, {}
         one = Group((0,), 0)
         mesh.world = mesh.dp = mesh.pp = mesh.ep = mesh.replicas = mesh.node = mesh.across = one
         return mesh
+
+    def beside(self, use: str) -> Group:
+        """Everyone again, over gloo and so from CPU memory: a group of its own for each use.
+
+        What goes on behind the training speaks through such a one, so that no message meets one of another thread.
+        Collective when a use is first asked for.
+        """
+        if use not in self._beside:
+            world = self.world
+            alone = world.handle is None
+            handle = None if alone else dist.new_group(backend="gloo", timeout=self._timeout)
+            self._beside[use] = Group(world.ranks, world.place, handle)
+        return self._beside[use]
 
     def across_stages(self, places: Collection[tuple[int, ...]]) -> dict[tuple[int, ...], Group]:
         """For sets of stages' ranks that hold the same parameters: who they are, over dp; those sets that this is in.

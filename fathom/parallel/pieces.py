@@ -122,16 +122,21 @@ def weight_shards(pieces: Iterable[Piece], alone: bool) -> Iterator[Shard]:
 
 
 def model_shards(
-    tensors: Mapping[str, Tensor], parameters: Iterable[Named], mesh: Mesh
+    tensors: Mapping[str, Tensor],
+    parameters: Iterable[Named],
+    mesh: Mesh,
+    plan: Plan | None = None,
 ) -> Iterator[Shard]:
     """Tensors that this rank keeps by names of its model's and in their shapes: buffers, the average of the weights."""
     known = {one.name: one for one in parameters}
     for name, tensor in tensors.items():
-        one = known.get(name)
-        copies, shape, offset = (
-            (one.copies, one.shape, one.offset) if one else (mesh.dp, tensor.shape, 0)
-        )
-        yield Shard(name, tensor.detach().view(-1), shape, offset, copies.place == 0)
+        one, flat = known.get(name), tensor.detach().view(-1)
+        if one:
+            yield Shard(name, flat, one.shape, one.offset, one.copies.place == 0)
+        else:  # two ranks of a pipeline may hold its layer (DualPipe)
+            stage = plan.holders(name)[0] if plan else 0
+            first = mesh.dp.place == 0 and mesh.pp.place == stage
+            yield Shard(name, flat, tensor.shape, 0, first)
 
 
 @torch.no_grad()

@@ -169,7 +169,8 @@ class Parallel:
 
     def model_shards(self, tensors: Mapping[str, Tensor]) -> Iterator[Shard]:
         """Tensors that go by the model's names, like router biases and the average of the weights."""
-        return model_shards(tensors, self.named, self.mesh)
+        plan = self.pipeline.plan if self.pipeline else None
+        return model_shards(tensors, self.named, self.mesh, plan)
 
     def optimizer_shards(self, optimizer: torch.optim.Optimizer) -> Iterator[Shard]:
         """AdamW's state that this rank keeps, by name (`fathom.parallel.pieces`)."""

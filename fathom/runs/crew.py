@@ -11,13 +11,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from datetime import timedelta
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import torch
 import torch.distributed as dist
 
-from fathom.errors import FathomError
 from fathom.parallel import Layout, Mesh
+from fathom.parallel.mesh import Group
+from fathom.parallel.together import Together, lost_ranks
 
 T = TypeVar("T")
 PATIENCE = timedelta(days=7)
@@ -31,14 +32,16 @@ class Crew:
         """Collective. Raises `ParallelError` when there are not as many processes as the layout needs."""
         self.mesh = Mesh(layout or Layout())
         self.speaks = self.mesh.rank == 0
-        alone = self.mesh.world.size == 1
-        self._words = None if alone else dist.new_group(backend="gloo", timeout=PATIENCE)
+        world, words = self.mesh.world, None
+        if world.size > 1:
+            words = dist.new_group(backend="gloo", timeout=PATIENCE)
+        self._together = Together(Group(world.ranks, world.place, words))
 
     @classmethod
     def alone(cls) -> Crew:
         """One process, whether or not others are there."""
         crew = cls.__new__(cls)
-        crew.mesh, crew.speaks, crew._words = Mesh.alone(), True, None
+        crew.mesh, crew.speaks, crew._together = Mesh.alone(), True, Together()
         return crew
 
     @property
@@ -54,42 +57,25 @@ class Crew:
     def first(self, do: Callable[[], T]) -> T:
         """What the first rank's `do` gives; the others wait for it. All ranks together.
 
-        What the first one refuses (`FathomError`) is raised on all.
+        What it raises there is raised on all.
         """
-        if self._words is None:
-            return do()
-        told: list[Any] = [None, None]
-        if self.speaks:
-            try:
-                told[0] = do()
-            except FathomError as error:
-                told[1] = error
-        dist.broadcast_object_list(told, src=0, group=self._words)
-        if told[1] is not None:
-            raise told[1]
-        return told[0]
+        return self._together.lead(do)
+
+    def everyone(self, value: T) -> list[T]:
+        """Each rank's value. All ranks together."""
+        return self._together.each(lambda: value)
 
     def any(self, flag: bool) -> bool:
         """Whether it is so on any rank. All ranks together."""
         return max(self.gather(float(flag))) > 0
 
     def gather(self, number: float) -> list[float]:
-        """Each rank's number. All ranks together."""
-        if self._words is None:
-            return [number]
+        """Each rank's number, as `everyone`, but light enough for every step."""
         numbers = torch.zeros(self.size, dtype=torch.float64)
         numbers[self.mesh.rank] = number
-        dist.all_reduce(numbers, group=self._words)
-        return numbers.tolist()
-
-    def everyone(self, value: T) -> list[T]:
-        """Each rank's value. All ranks together."""
-        if self._words is None:
-            return [value]
-        told: list[Any] = [None] * self.size
-        dist.all_gather_object(told, value, group=self._words)
-        return told
+        with lost_ranks():
+            return self._together.group.sum(numbers).tolist()
 
     def wait(self) -> None:
-        """Until all ranks are here."""
+        """Until all ranks are here. All ranks together."""
         self.gather(0.0)

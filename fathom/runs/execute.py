@@ -28,6 +28,7 @@ from fathom.errors import FathomError
 from fathom.kernels import compile_elementwise
 from fathom.model import Transformer
 from fathom.parallel import Parallel
+from fathom.parallel.export import export
 from fathom.runs.callbacks import begin_stage, spike_line, stage_callbacks
 from fathom.runs.crew import Crew
 from fathom.runs.environment import DECISIVE, environment
@@ -37,11 +38,11 @@ from fathom.runs.looking import check_needles
 from fathom.runs.machine import check_memory, compute_dtype
 from fathom.runs.pace import EXPORTS, Pace
 from fathom.runs.recipe import Recipe, Stage
-from fathom.runs.saving import export_run, resume_run, save_run
+from fathom.runs.saving import finish_saving, resume_run, save_run
 from fathom.runs.setting import Setting, Show
 from fathom.runs.streams import stage_loader
 from fathom.runs.tensorboard import require_tensorboard
-from fathom.train.checkpoint import checkpoints, remove_unfinished
+from fathom.train.checkpoint import checkpoints
 from fathom.train.loop import RollBack, StagePlan, Trainer, train_stage
 from fathom.train.memory import keep_freed_memory
 from fathom.train.rate import matmul_rate
@@ -162,7 +163,6 @@ class Run:
         check_needles(self.pace.recipe, self.trainer.model, self.data)
 
     def _resume(self) -> None:
-        self.crew.first(lambda: remove_unfinished(self.folder.checkpoints))
         if resume_run(self.trainer, self.folder.checkpoints, self._data_marks(), self.say):
             done = self.trainer.step == self.recipe.steps
             ending = "all steps are done" if done else "going on from there"
@@ -185,8 +185,8 @@ class Run:
         if trainer.step == self.saved_step:
             return
         self.folder.sync()
-        keep = self.recipe.checkpoint.keep
-        save_run(trainer, self.folder.checkpoints, keep, self._data_marks())
+        asked, directory = self.recipe.checkpoint, self.folder.checkpoints
+        save_run(trainer, directory, asked.keep, self._data_marks(), asked.asynchronous)
         self.saved_step = trainer.step
 
     def _data_marks(self) -> dict[str, Any]:
@@ -211,6 +211,7 @@ class Run:
                 self._train_stages()
             except RollBack as spike:
                 self._roll_back(spike)
+        finish_saving(self.trainer)
 
     def _roll_back(self, spike: RollBack) -> None:
         """Go back to the newest good checkpoint, or the start, and pass over the data seen since."""
@@ -233,6 +234,7 @@ class Run:
                 continue
             if not STAGES[stage.kind](self, index, stage):
                 self.save(self.trainer)
+                finish_saving(self.trainer)
                 raise KeyboardInterrupt
             if stage is not self.recipe.stages[-1]:  # whose export follows in any case
                 self.export()
@@ -240,7 +242,7 @@ class Run:
     def export(self) -> None:
         """OUT/model: a Hugging Face directory, in float32, tokenizer included."""
         with self.pace.look(EXPORTS):
-            export_run(self.trainer, self.folder.model, self.data.tokenizer)
+            export(self.trainer.parallel, self.folder.model, self.data.tokenizer)
 
 
 def pretrain(run: Run, index: int, stage: Stage) -> bool:

@@ -85,6 +85,8 @@ class CheckpointConfig:
     """Steps between checkpoints; the end of a stage always has one."""
     keep: int = 2
     """How many of the last are kept; with 1 a damaged one leaves nothing to go on from."""
+    asynchronous: bool = False
+    """Copy the state to CPU memory and write it while training goes on; needs memory for that copy."""
 
     def __post_init__(self) -> None:
         _check_positive(self, "checkpoint")

@@ -24,6 +24,7 @@ from fathom.model import Losses, Transformer, losses, update_bias
 from fathom.parallel import Parallel
 from fathom.parallel.pipeline import MicroBatch, Pipeline, Weights
 from fathom.parallel.waiting import waited
+from fathom.train.behind import Behind
 from fathom.train.ema import Ema, EmaConfig
 from fathom.train.guard import Guard, GuardConfig, Verdict
 from fathom.train.optimizer import OptimConfig, build_adamw, clip, set_learning_rate
@@ -44,6 +45,8 @@ class Trainer:
     tokens: int = 0
     passed_over: dict[str, int] = field(default_factory=dict)
     """Sequences that roll-backs took out of what a stage reads, by the stage's name."""
+    saving: Behind = field(default_factory=lambda: Behind("checkpoint"))
+    """Where a checkpoint is written while training goes on."""
 
     @classmethod
     def start(

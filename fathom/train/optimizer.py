@@ -82,20 +82,3 @@ def clip(model: nn.Module, largest: float, parallel: Parallel | None = None) -> 
     if norm > largest:  # multiplying all of it by one takes as long as the optimiser's step
         nn.utils.clip_grads_with_norm_(parameters, largest, norm)
     return norm
-
-
-def optimizer_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """AdamW's state by name (`exp_avg.NAME`, `exp_avg_sq.NAME`, `step.NAME`), made as zeros where it has none yet.
-
-    Every parameter counts its own updates: one without a gradient (MTP's at weight 0) is passed over.
-    """
-    tensors: dict[str, Tensor] = {}
-    for name, parameter in model.named_parameters():
-        state = optimizer.state[parameter]
-        for key in ("exp_avg", "exp_avg_sq"):
-            if key not in state:
-                state[key] = torch.zeros_like(parameter)
-        if "step" not in state:
-            state["step"] = torch.zeros((), dtype=torch.float32, device=parameter.device)
-        tensors |= {f"{key}.{name}": state[key] for key in ("exp_avg", "exp_avg_sq", "step")}
-    return tensors

@@ -24,7 +24,6 @@ from fathom.train.optimizer import (
     OptimConfig,
     build_adamw,
     clip,
-    optimizer_tensors,
     set_learning_rate,
 )
 from tests.model.tiny import tiny_config
@@ -79,7 +78,7 @@ def one_process(steps: int = 4) -> tuple[dict[str, Tensor], dict[str, Tensor], l
     parallel = Parallel(trained)
     optimizer = build_adamw(trained, OptimConfig(), parallel)
     norms = update(trained, optimizer, parallel, range(1, steps + 1))
-    state = optimizer_tensors(trained, optimizer)
+    state = {s.name: s.tensor.view(s.shape) for s in parallel.optimizer_shards(optimizer)}
     return {n: p.detach() for n, p in trained.named_parameters()}, state, norms
 
 

@@ -17,10 +17,11 @@ import torch
 import fathom
 from fathom.data import TokenData, Tokenizer
 from fathom.errors import CheckpointError, FathomError
-from fathom.runs import execute, saving
+from fathom.runs import execute
 from fathom.runs.recipe import Recipe, load_recipe
 from fathom.runs.tables import to_toml
 from fathom.train import checkpoint, loop
+from fathom.train.ema import averaged
 from tests.cli.calling import call, status_of
 from tests.runs.killing import forked_runs
 from tests.runs.tiny import (
@@ -209,7 +210,7 @@ def test_a_full_disk_loses_nothing(
     finished: Path, recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Full at the second checkpoint, and once more while a log is written."""
-    real, calls = checkpoint._write, []
+    real, calls = checkpoint._write_tensors, []
 
     def full(building: Path, *rest: Any) -> None:
         calls.append(building)
@@ -217,7 +218,7 @@ def test_a_full_disk_loses_nothing(
             raise OSError(errno.ENOSPC, "No space left on device")
         real(building, *rest)
 
-    monkeypatch.setattr(checkpoint, "_write", full)
+    monkeypatch.setattr(checkpoint, "_write_tensors", full)
     with pytest.raises(FathomError, match=r"step-8.*No space left on device.*step-4"):
         execute.run(recipe, tmp_path / "run")
     log = tmp_path / "run" / "samples.jsonl"
@@ -317,8 +318,9 @@ def test_ctrl_c_inside_the_checkpoint_library_is_ctrl_c(
     model = fathom.Transformer(recipe.model)
     newest = checkpoint.checkpoints(finished / "checkpoints")[-1]
     monkeypatch.setattr(dcp.HuggingFaceStorageReader, "read_data", press)
+    weights = {f"model.{name}": tensor for name, tensor in averaged(model).items()}
     with pytest.raises(KeyboardInterrupt):
-        checkpoint.read_tensors(newest, saving._weights(model))
+        checkpoint.read_tensors(newest, weights)
 
 
 def test_a_file_that_does_not_belong_to_a_checkpoint_is_found(

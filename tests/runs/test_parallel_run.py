@@ -21,7 +21,6 @@ from fathom.train import loop
 from tests.parallel.processes import run
 from tests.runs.tiny import OF_THE_CLOCK, SECOND_STAGE, STAGE, tiny_dict, weights, write_corpus
 
-PLAIN = ("parallel.zero1=false",)
 CLOSE = 1e-5
 """Relative difference of losses in float32, summed in another order."""
 
@@ -47,12 +46,10 @@ def alone(recipe_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def run_here(recipe: Recipe, folder: Path, saves: bool = True) -> list[str]:
+def run_here(recipe: Recipe, folder: Path) -> list[str]:
     """One rank's run without the report; what it said."""
     said: list[str] = []
     execute._report = lambda job: None
-    if not saves:
-        execute.save_run = execute.export_run = lambda *given: None  # type: ignore[assignment]
     try:
         execute.run(recipe, folder, say=said.append, show=lambda progress: said.append("shown"))
     except KeyboardInterrupt:
@@ -84,23 +81,19 @@ def close(found: Any, expected: Any, where: str) -> None:
 
 
 LAYOUTS = [
-    (2, ("parallel.zero1=false",), True),
-    (2, ("parallel.pp=2", "parallel.schedule=ZB1P"), False),
+    (2, ("parallel.ep=2", "checkpoint.asynchronous=true")),
+    (2, ("parallel.pp=2", "parallel.schedule=ZB1P")),
 ]
 
 
-@pytest.mark.parametrize(("ranks", "changes", "saves"), LAYOUTS, ids=["dp2", "pp2"])
+@pytest.mark.parametrize(("ranks", "changes"), LAYOUTS, ids=["dp2 ep2 zero1", "pp2"])
 def test_it_computes_what_one_process_computes(
-    ranks: int,
-    changes: tuple[str, ...],
-    saves: bool,
-    recipe_file: Path,
-    alone: Path,
-    tmp_path: Path,
+    ranks: int, changes: tuple[str, ...], recipe_file: Path, alone: Path, tmp_path: Path
 ) -> None:
     recipe, folder = load_recipe(recipe_file, changes), tmp_path / "run"
-    said = run(run_here, ranks, recipe, folder, saves)
+    said = run(run_here, ranks, recipe, folder)
     assert said[0] and not said[1], "the first rank speaks, and only it"
+    assert any("samples and needles are left out" in line for line in said[0])
     for log in ("metrics.jsonl", "evals.jsonl", "positions.jsonl", "load.jsonl"):
         found, expected = lines(folder / log), lines(alone / log)
         close(found, expected, log)
@@ -126,7 +119,7 @@ def stopped_at(step: int, recipe: Recipe, folder: Path) -> list[str]:
 def test_ctrl_c_on_one_rank_stops_all_and_the_same_command_goes_on(
     recipe_file: Path, tmp_path: Path
 ) -> None:
-    recipe, whole, folder = load_recipe(recipe_file, PLAIN), tmp_path / "whole", tmp_path / "run"
+    recipe, whole, folder = load_recipe(recipe_file), tmp_path / "whole", tmp_path / "run"
     run(run_here, 2, recipe, whole)
     first, second = run(stopped_at, 2, 3, recipe, folder)
     assert first[-2:] == ["stopped; the same command goes on from step 3", "interrupted"]
@@ -140,10 +133,23 @@ def test_ctrl_c_on_one_rank_stops_all_and_the_same_command_goes_on(
     assert weights(folder) == weights(whole) and weights(whole)
 
 
+def test_stopped_in_a_pipeline_it_goes_on_in_another_layout(
+    recipe_file: Path, alone: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "run"
+    run(stopped_at, 2, 3, load_recipe(recipe_file, ("parallel.pp=2",)), folder)
+    first, _ = run(run_here, 2, load_recipe(recipe_file), folder)
+    assert any("checkpoint of step 3 found" in line for line in first)
+    assert any("layout: pp2 dp1 ep1 1F1B → pp1 dp2 ep1" in line for line in first)
+    for log in ("metrics.jsonl", "evals.jsonl"):
+        close(lines(folder / log), lines(alone / log), log)
+    assert load_recipe(folder / "recipe.toml").parallel.pp == 1
+
+
 def test_another_layout_is_noted(recipe_file: Path, alone: Path, tmp_path: Path) -> None:
     folder = tmp_path / "run"
     shutil.copytree(alone, folder)
-    said, _ = run(run_here, 2, load_recipe(recipe_file, PLAIN), folder)
+    said, _ = run(run_here, 2, load_recipe(recipe_file), folder)
     assert any("layout: pp1 dp1 ep1 → pp1 dp2 ep1" in line for line in said)
     made = json.loads((folder / "environment.json").read_text())
     assert (made["processes"], made["layout"]) == (2, "pp1 dp2 ep1")
@@ -161,7 +167,7 @@ def refused(recipe: Recipe, folder: Path) -> str:
 
 
 def test_what_the_first_rank_refuses_is_refused_on_all(recipe_file: Path, tmp_path: Path) -> None:
-    recipe = load_recipe(recipe_file, (*PLAIN, f"data.sources=['{tmp_path}/nothing.txt']"))
+    recipe = load_recipe(recipe_file, (f"data.sources=['{tmp_path}/nothing.txt']",))
     first, second = run(refused, 2, recipe, tmp_path / "run")
     assert first == second and "nothing.txt" in first
 
@@ -174,7 +180,7 @@ def test_a_layout_that_cannot_be_touches_nothing(recipe_file: Path, tmp_path: Pa
 
 
 def test_a_slow_rank_shows(recipe_file: Path, tmp_path: Path) -> None:
-    run(with_a_slow_rank, 2, load_recipe(recipe_file, PLAIN), tmp_path / "run")
+    run(with_a_slow_rank, 2, load_recipe(recipe_file), tmp_path / "run")
     found = [line for line in logs(tmp_path / "run") if "slowest_rank" in line]
     assert [line["step"] for line in found] == [3, 6, 8]
     assert {line["slowest_rank"] for line in found} == {1}

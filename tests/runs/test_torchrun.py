@@ -92,7 +92,7 @@ def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("recipe")
     corpus = write_corpus(folder / "corpus.txt")
     content = tiny_dict(
-        corpus, stages=[{**STAGE, "steps": STEPS}], parallel={"zero1": False}, monitor=QUIET
+        corpus, stages=[{**STAGE, "steps": STEPS}], parallel={"ep": 2}, monitor=QUIET
     )
     (folder / "tiny.toml").write_text(to_toml(content))
     return folder / "tiny.toml"
@@ -164,4 +164,4 @@ def test_what_all_ranks_meet_is_said_once(recipe: Path, tmp_path: Path) -> None:
     told = [line for line in trouble.splitlines() if line.startswith("error: ")]
     assert status != 0 and len(told) == 1 and "are not finite at step" in told[0]
     found = json.loads((tmp_path / "run" / "environment.json").read_text())
-    assert found["layout"] == "pp1 dp2 ep1"
+    assert found["layout"] == "pp1 dp2 ep2"

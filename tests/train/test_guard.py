@@ -17,7 +17,7 @@ from fathom.train import loop
 from fathom.train.ema import EmaConfig
 from fathom.train.guard import Guard, GuardConfig, Tally, Verdict, robust_z
 from fathom.train.loop import RollBack, StepRecord, Trainer, train_stage
-from fathom.train.optimizer import OptimConfig, optimizer_tensors
+from fathom.train.optimizer import OptimConfig
 from tests.train.test_loop import BATCH, build, moment, plan
 
 WARM = 20
@@ -117,7 +117,8 @@ def test_a_falling_curve_with_noisy_gradients_is_no_spike(seed: int) -> None:
 def everything(trainer: Trainer) -> dict[str, torch.Tensor]:
     """All that a step may change, copied."""
     assert trainer.ema
-    tensors = dict(trainer.model.state_dict()) | optimizer_tensors(trainer.model, trainer.optimizer)
+    tensors = dict(trainer.model.state_dict())
+    tensors |= {s.name: s.tensor for s in trainer.parallel.optimizer_shards(trainer.optimizer)}
     tensors |= {f"ema.{name}": t for name, t in trainer.ema.tensors().items()}
     tensors |= {f"load.{i}": r.expert_load for i, r in enumerate(trainer.model.routers())}
     return {name: tensor.clone() for name, tensor in tensors.items()}

@@ -9,11 +9,12 @@ import torch
 from torch import nn
 
 from fathom.errors import RecipeError
+from fathom.parallel import Group
+from fathom.parallel.pieces import Named, Piece, optimizer_shards
 from fathom.train.optimizer import (
     OptimConfig,
     build_adamw,
     clip,
-    optimizer_tensors,
     set_learning_rate,
 )
 from tests.model.tiny import tiny_model
@@ -81,6 +82,12 @@ def test_clip_tells_the_norm_before_and_leaves_short_gradients_alone() -> None:
     assert clip(toy, 1.0).item() == float("inf")
 
 
+def state_of(toy: Toy, optimizer: torch.optim.AdamW) -> dict[str, torch.Tensor]:
+    alone = Group((0,), 0)
+    pieces = [Piece(Named(name, p, alone, p.shape, 0), p) for name, p in toy.named_parameters()]
+    return {shard.name: shard.tensor for shard in optimizer_shards(pieces, optimizer, True)}
+
+
 def test_state_is_complete_by_name_and_live() -> None:
     """A parameter that never had a gradient counts no updates, also after its state was asked for."""
     toy = Toy()
@@ -88,13 +95,13 @@ def test_state_is_complete_by_name_and_live() -> None:
     set_learning_rate(optimizer, 0.1)
     toy.matrix.grad = torch.ones_like(toy.matrix)
     optimizer.step()
-    tensors = optimizer_tensors(toy, optimizer)
+    tensors = state_of(toy, optimizer)
     names = [name for name, _ in toy.named_parameters()]
     assert set(tensors) == {f"{k}.{n}" for k in ("exp_avg", "exp_avg_sq", "step") for n in names}
     assert tensors["step.matrix"].item() == 1 and tensors["step.norm"].item() == 0
     optimizer.step()
     assert tensors["step.matrix"].item() == 2, "not the optimiser's own tensors"
-    assert optimizer_tensors(toy, optimizer)["step.norm"].item() == 0
+    assert state_of(toy, optimizer)["step.norm"].item() == 0
 
 
 @pytest.mark.parametrize(
