@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from fathom.cli.options import choose_device
+from fathom.parallel import launch
 from fathom.planning.describe import duration, human
+from fathom.runs.layout import RunLayout
 from fathom.runs.machine import compute_dtype
 from fathom.runs.recipe import Recipe
 from fathom.runs.timeline import Span
@@ -17,12 +20,42 @@ ASSUMED_EFFICIENCY = 0.5
 def dry_run(recipe: Recipe, device: str, plot: Path | None) -> None:
     """Print it all, and draw the schedules into a file where one is named."""
     print(recipe.to_toml())
+    layout = RunLayout(recipe, processes_meant(recipe))
     print_stages(recipe)
-    _print_costs(recipe, device)
+    print_layout(layout)
+    _print_costs(recipe, device, layout)
     if plot:
         from fathom.runs.schedule_plot import draw_schedule
 
         print(f"schedules: {draw_schedule(recipe, plot)}")
+
+
+def processes_meant(recipe: Recipe) -> int:
+    """As many as torchrun has started, else the fewest that the recipe's layout needs."""
+    if launch.launched():
+        return int(os.environ["WORLD_SIZE"])
+    return recipe.parallel.pp * recipe.parallel.ep
+
+
+def print_layout(layout: RunLayout) -> None:
+    """What each process is for, and how long a pipeline idles; nothing for one process."""
+    if layout.processes == 1:
+        return
+    ranks, config = layout.layout, layout.recipe.model
+    print(
+        f"layout {layout.name}: {layout.processes} processes, {ranks.dp} for the rows of a batch, experts over "
+        f"{ranks.ep}"
+    )
+    if layout.plan:
+        held = ", ".join(str(len(layers)) for layers in layout.plan.layers)
+        print(f"  layers of each stage: {held} (of {config.num_hidden_layers})")
+        for stage in layout.recipe.stages:
+            count, bubble = layout.bubble(stage)
+            print(
+                f"  stage {stage.name}: {count} micro-batches of {layout.micro_batch(stage)}, {100 * bubble:.0f} % of "
+                f"the time idle by the simulator, where F, I and W take as long"
+            )
+    print()
 
 
 def print_stages(recipe: Recipe) -> None:
@@ -73,7 +106,7 @@ def _change(*values: str) -> str:
     return values[0] if len(set(values)) == 1 else " → ".join(values)
 
 
-def _print_costs(recipe: Recipe, device: str) -> None:
+def _print_costs(recipe: Recipe, device: str, layout: RunLayout) -> None:
     import torch
 
     from fathom.planning import describe
@@ -89,7 +122,7 @@ def _print_costs(recipe: Recipe, device: str) -> None:
         rows = describe(
             recipe.model,
             seq_len=stage.seq_len,
-            micro_batch=stage.micro_batch or stage.batch,
+            micro_batch=layout.micro_batch(stage),
             tokens=stage.tokens_asked,
             mtp=stage.mtp_weight > 0,
             recompute=recipe.precision.recompute,

@@ -19,6 +19,7 @@ from fathom.planning.rates import Rates
 from fathom.planning.run_cost import Segment
 from fathom.planning.search import Task, choose
 from fathom.planning.what_if import WHAT_IFS
+from fathom.runs.parallel import ParallelConfig
 from fathom.runs.recipe import Recipe, load_recipe
 from fathom.runs.sections import Stage
 
@@ -61,9 +62,10 @@ def plan(
     fp8: Annotated[
         bool | None, typer.Option("--fp8/--no-fp8", help="Default: where the device has it.")
     ] = None,
-    zero1: Annotated[bool, typer.Option("--zero1/--no-zero1", help="Shard masters, moments.")] = (
-        True
-    ),
+    zero1: Annotated[
+        bool | None,
+        typer.Option("--zero1/--no-zero1", help="Shard masters, moments; default: the recipe's."),
+    ] = None,
     overlap: Annotated[
         bool | None,
         typer.Option(
@@ -120,8 +122,20 @@ def make_plan(
     shown = _shown(recipe, stage)
     rates = _rates(what_if)
     task = Task(recipe.model, cluster, rates, shown.seq_len, shown.batch, shown.mtp_weight > 0)
-    layout = _layout(recipe, task, shown, wishes)
+    layout = _layout(recipe, task, shown, wishes | _of_the_recipe(recipe.parallel, wishes))
     return Plan(recipe.name, task, layout, tuple(segments(recipe)))
+
+
+def _of_the_recipe(asked: ParallelConfig, wishes: dict[str, Any]) -> dict[str, Any]:
+    """What table [parallel] says and the command line leaves open; a layout of one process says nothing."""
+    own: dict[str, Any] = {"zero1": asked.zero1}
+    if asked.pp > 1 or asked.ep > 1:
+        own |= {"pp": asked.pp, "ep": asked.ep}
+    if asked.pp > 1 and wishes.get("pp") != 1:
+        own["schedule"] = asked.schedule
+        if all(wishes.get(key) in (None, getattr(asked, key)) for key in ("pp", "schedule")):
+            own["split"] = asked.layers or None
+    return {key: value for key, value in own.items() if wishes.get(key) is None}
 
 
 def _shown(recipe: Recipe, name: str | None) -> Stage:

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from shlex import quote
 from typing import Annotated
 
+import torch
 import typer
 
 from fathom.cli.console import RunConsole
 from fathom.cli.options import Device, choose_device
 from fathom.errors import FathomError
+from fathom.parallel import launch
 from fathom.runs.execute import run as execute
-from fathom.runs.recipe import load_recipe
+from fathom.runs.layout import RunLayout
+from fathom.runs.recipe import Recipe, load_recipe
 from fathom.runs.tables import literal
 
 
@@ -42,20 +46,48 @@ def run(
     ] = None,
 ) -> None:
     """Train a model from a recipe; the same command again goes on where it stopped."""
-    chosen = load_recipe(recipe, [*(set_ or []), *_sources(data)])
+    overrides = [*(set_ or []), *_sources(data)]
+    if launch.launched() and not dry_run:
+        from fathom.cli.many import as_one_of_many
+
+        _refuse_plot(plot)
+        as_one_of_many(
+            lambda processes: _check(recipe, overrides, processes),
+            lambda place, speaks: _train(load_recipe(recipe, overrides), out, place, speaks),
+        )
+    chosen = load_recipe(recipe, overrides)
+    if dry_run and os.environ.get("RANK", "0") != "0":
+        return
     if dry_run:
         from fathom.cli.dry_run import dry_run as describe
 
         describe(chosen, device, plot)
         return
+    _refuse_plot(plot)
+    _train(chosen, out, choose_device(device), speaks=True)
+
+
+def _refuse_plot(plot: Path | None) -> None:
     if plot:
         raise FathomError(
             "--plot draws what a run would do; add --dry-run (a run's report has its own pictures)"
         )
-    folder = out or Path("runs") / chosen.name
-    with RunConsole(chosen) as console:
-        execute(chosen, folder, choose_device(device), console.show, console.say)
-    prompt, place = quote(chosen.monitor.sample_prompt), quote(str(folder))
+
+
+def _check(recipe: str, overrides: list[str], processes: int) -> None:
+    """Refuse, before anything starts, what so many processes cannot run."""
+    RunLayout(load_recipe(recipe, overrides), processes)
+
+
+def _train(recipe: Recipe, out: Path | None, device: torch.device, speaks: bool) -> None:
+    """The run; of several processes one shows how far it is."""
+    folder = out or Path("runs") / recipe.name
+    if not speaks:
+        execute(recipe, folder, device)
+        return
+    with RunConsole(recipe) as console:
+        execute(recipe, folder, device, console.show, console.say)
+    prompt, place = quote(recipe.monitor.sample_prompt), quote(str(folder))
     print(f"\nspeak with it:  fathom generate {place} --prompt {prompt}    fathom chat {place}")
 
 

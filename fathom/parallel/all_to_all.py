@@ -22,6 +22,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from fathom.parallel.mesh import Group
+from fathom.parallel.waiting import waiting
 
 
 @dataclass
@@ -106,7 +107,8 @@ def send(rows: Tensor, route: Route, load: str) -> Flight:
 
 def _finish(under_way: Any) -> None:
     work, _ = under_way
-    work.wait()
+    with waiting():
+        work.wait()
 
 
 class _Depart(torch.autograd.Function):

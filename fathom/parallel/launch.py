@@ -18,6 +18,7 @@ import torch.distributed as dist
 
 from fathom.errors import ParallelError
 
+_joined: list[dist.Store] = []
 WANTED = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 
 
@@ -44,8 +45,19 @@ def join(timeout: timedelta = timedelta(minutes=10)) -> torch.device:
         torch.cuda.set_device(device)
     backend = "nccl" if device.type == "cuda" else "gloo"
     store = _store(rank, world, timeout)
+    _joined[:] = [store]
     dist.init_process_group(backend, store=store, rank=rank, world_size=world, timeout=timeout)
     return device
+
+
+def store() -> dist.Store:
+    """Where the ranks that have joined can leave each other notes.
+
+    Raises `ParallelError` before `join`.
+    """
+    if not _joined:
+        raise ParallelError("this process has joined no others; call join first")
+    return _joined[0]
 
 
 def leave(status: int = 0) -> NoReturn:

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from fathom.errors import ParallelError
 from fathom.parallel.layout import Layout
+from fathom.parallel.waiting import waiting
 
 
 def _collective(new: str, old: str) -> Callable[..., Any]:
@@ -43,7 +44,8 @@ class Group:
     def sum(self, tensor: Tensor) -> Tensor:
         """The tensor, with the sum over all ranks in it; no gradient."""
         if self.handle is not None:
-            dist.all_reduce(tensor, group=self.handle)
+            with waiting():
+                dist.all_reduce(tensor, group=self.handle)
         return tensor
 
     def gather(self, tensor: Tensor) -> Tensor:
@@ -52,7 +54,8 @@ class Group:
             return tensor
         out = tensor.new_empty(self.size * tensor.shape[0], *tensor.shape[1:])
         gather = _collective("all_gather_single", "all_gather_into_tensor")
-        gather(out, tensor.contiguous(), group=self.handle)
+        with waiting():
+            gather(out, tensor.contiguous(), group=self.handle)
         return out
 
     def scatter_sum(self, tensor: Tensor) -> Tensor:
@@ -61,7 +64,8 @@ class Group:
             return tensor
         out = tensor.new_empty(tensor.shape[0] // self.size, *tensor.shape[1:])
         scatter = _collective("reduce_scatter_single", "reduce_scatter_tensor")
-        scatter(out, tensor.contiguous(), group=self.handle)
+        with waiting():
+            scatter(out, tensor.contiguous(), group=self.handle)
         return out
 
 

@@ -6,9 +6,12 @@ state of training is touched and no clock decides anything.
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Sequence
 from typing import Any
 
+from fathom.model.router import Router
+from fathom.parallel.pipeline.stages import load_rows
 from fathom.planning import flops_per_token
 from fathom.runs.folder import SPIKES
 from fathom.runs.looking import HeldOutLoss, LossByPosition, Needles, Samples
@@ -19,14 +22,17 @@ from fathom.train.loop import Callback, StepRecord, Trainer
 
 
 def stage_callbacks(setting: Setting) -> list[Callback]:
-    """All of them. Logs come before the checkpoint, so that none is missing for a saved step."""
+    """All of them. Logs come before the checkpoint, so that none is missing for a saved step.
+
+    Samples and needles are made token by token by one rank, and are left out where none has a whole model.
+    """
+    writing: list[Callback] = [Samples(setting), Needles(setting)] if setting.crew.whole else []
     return [
         Metrics(setting),
         Spikes(setting),
         HeldOutLoss(setting),
         LossByPosition(setting),
-        Samples(setting),
-        Needles(setting),
+        *writing,
         Checkpoints(setting),
     ]
 
@@ -48,13 +54,25 @@ class Metrics:
 
     def __call__(self, trainer: Trainer, record: StepRecord) -> None:
         line = self._line(trainer, record)
+        now_and_then = self.s.due(trainer.step, self.s.recipe.monitor.load_every)
+        if now_and_then and self.s.crew.size > 1:
+            line |= self._slowest(record)
         self.s.log("metrics.jsonl", line)
-        if self.s.due(trainer.step, self.s.recipe.monitor.load_every):
+        if now_and_then:
+            biases = self.s.crew.everyone(_bias_ranges(trainer))
+            rows = {row: ends for some in biases for row, ends in some.items()}
             load = {"step": trainer.step, "load": record.expert_load.tolist()}
-            self.s.log("load.jsonl", load | {"bias": _bias_range(trainer)})
+            self.s.log("load.jsonl", load | {"bias": [rows[row] for row in sorted(rows)]})
         self.s.pace.step(record.moment, record.seconds)
         eta = self.s.pace.seconds_left(trainer.step)
         self.s.show(StepProgress(trainer.step, self.s.recipe.steps, _shown(line), eta))
+
+    def _slowest(self, record: StepRecord) -> dict[str, Any]:
+        """The rank that worked longest on the step, and how many times as long as the median one."""
+        seconds = self.s.crew.gather(record.seconds - record.waited)
+        slowest = max(range(len(seconds)), key=seconds.__getitem__)
+        ratio = seconds[slowest] / max(statistics.median(seconds), 1e-9)
+        return {"slowest_rank": slowest, "slowest_ratio": ratio}
 
     def _line(self, trainer: Trainer, record: StepRecord) -> dict:
         m = record.moment
@@ -89,10 +107,16 @@ class Metrics:
         }
 
 
-def _bias_range(trainer: Trainer) -> list[list[float]]:
-    """[smallest, largest] router bias of each MoE block that has one."""
-    biases = (router.e_score_correction_bias for router in trainer.model.routers())
-    return [[b.min().item(), b.max().item()] for b in biases if b is not None]
+def _bias_ranges(trainer: Trainer) -> dict[int, list[float]]:
+    """[smallest, largest] router bias of each MoE block here that has one, by its row of the loads."""
+    inner, rows = trainer.model.model, load_rows(trainer.model.config)
+    found = {}
+    for layer, block in enumerate((*inner.layers, *inner.mtp)):
+        for router in (module for module in block.modules() if isinstance(module, Router)):
+            bias = router.e_score_correction_bias
+            if bias is not None:
+                found[rows[layer]] = [bias.min().item(), bias.max().item()]
+    return found
 
 
 def _shown(line: dict) -> str:

@@ -13,7 +13,16 @@ import torch
 import fathom
 from fathom.kernels.cpu_gemm import onednn_is_better
 
-DECISIVE = ("torch", "device", "compute", "processor", "threads", "float32_products", "capability")
+DECISIVE = (
+    "torch",
+    "device",
+    "compute",
+    "processor",
+    "threads",
+    "float32_products",
+    "capability",
+    "layout",
+)
 """What the last bits of a result depend on."""
 
 

@@ -1,6 +1,9 @@
 """A whole run, top to bottom: folder, data, model, stages, export, report. The same call again resumes.
 
 Everything that shows something to a person comes in as a function, so that this works without a terminal.
+
+On several processes each runs this page. `Crew` says which of them speaks and writes; model, steps, evaluations,
+checkpoints and export are everybody's, and what decides where the run goes is agreed.
 """
 
 from __future__ import annotations
@@ -11,30 +14,35 @@ import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
 
-from fathom import interop
 from fathom.data.prepare import prepare
 from fathom.data.prepared import TokenData
 from fathom.data.progress import Say
 from fathom.errors import FathomError
 from fathom.kernels import compile_elementwise
 from fathom.model import Transformer
+from fathom.parallel import Parallel
+from fathom.parallel.export import export
 from fathom.runs.callbacks import begin_stage, spike_line, stage_callbacks
+from fathom.runs.crew import Crew
 from fathom.runs.environment import DECISIVE, environment
-from fathom.runs.folder import SPIKES, RunFolder
+from fathom.runs.folder import SPIKES, RunFolder, SilentFolder
+from fathom.runs.layout import RunLayout
 from fathom.runs.looking import check_needles
 from fathom.runs.machine import check_memory, compute_dtype
 from fathom.runs.pace import EXPORTS, Pace
 from fathom.runs.recipe import Recipe, Stage
-from fathom.runs.saving import resume_run, save_run
+from fathom.runs.saving import finish_saving, resume_run, save_run
 from fathom.runs.setting import Setting, Show
 from fathom.runs.streams import stage_loader
 from fathom.runs.tensorboard import require_tensorboard
-from fathom.train.checkpoint import checkpoints, remove_unfinished
+from fathom.train.checkpoint import checkpoints
 from fathom.train.loop import RollBack, StagePlan, Trainer, train_stage
 from fathom.train.memory import keep_freed_memory
 from fathom.train.rate import matmul_rate
@@ -46,8 +54,11 @@ class Run:
     def __init__(
         self, recipe: Recipe, out: str | Path, device: torch.device, show: Show, say: Say
     ) -> None:
-        self.recipe, self.device, self.show, self.say = recipe, device, show, say
-        self.folder = RunFolder(out)
+        self.layout = RunLayout(recipe, dist.get_world_size() if dist.is_initialized() else 1)
+        self.crew = Crew(self.layout.layout)
+        self.recipe, self.device = recipe, device
+        self.show, self.say = (show, say) if self.crew.speaks else (_silent, _silent)
+        self.folder = RunFolder(out) if self.crew.speaks else SilentFolder(out)
         self.stopping = threading.Event()
         self.data: TokenData
         self.trainer: Trainer
@@ -57,26 +68,28 @@ class Run:
 
     def set_up(self) -> None:
         """Folder, data, model and optimiser, put back to where the run was."""
-        check_memory(self.recipe.model, self.device)
+        if self.crew.size == 1:
+            check_memory(self.recipe.model, self.device)
         if self.recipe.monitor.tensorboard:
             require_tensorboard()
-        self.folder.claim(self.recipe)
+        self.crew.first(lambda: self.folder.claim(self.recipe))
         keep_freed_memory()
         compile_elementwise(self.recipe.precision.compile)
         dtype = compute_dtype(self.recipe.precision.compute, self.device)
         self._write_environment(dtype)
-        self.data = self._prepare()
-        self.pace = Pace(self.recipe, len(self.data.held_out))
+        self.data = self._read_data()
+        self.pace = Pace(self._looked_at(), len(self.data.held_out))
         self.trainer = self._start()
         self._check_stages()
         self._resume()
         self._go_on()
-        self.peak_flops = matmul_rate(self.device, dtype or torch.float32)
+        self.peak_flops = self.crew.size * matmul_rate(self.device, dtype or torch.float32)
 
     def _write_environment(self, dtype: torch.dtype | None) -> None:
         """environment.json, with a word where it is not the one that the run began in."""
         now, before = environment(self.device, dtype), self.folder.read_environment()
-        keys = [key for key in DECISIVE if before and before.get(key) != now[key]]
+        now |= {"processes": self.crew.size, "layout": self.layout.name}
+        keys = [key for key in DECISIVE if before and before.get(key, now[key]) != now[key]]
         changed = [f"{key}: {before.get(key)} → {now[key]}" for key in keys]
         if changed:
             self.say(
@@ -84,6 +97,12 @@ class Run:
                 f"to the last bit as it would have"
             )
         self.folder.write("environment.json", json.dumps(now, indent=1))
+
+    def _read_data(self) -> TokenData:
+        """The first rank makes the tokens ready, the others wait for them and open what is there."""
+        made: list[TokenData] = []
+        self.crew.first(lambda: made.append(self._prepare()))
+        return made[0] if made else TokenData.open(self.folder.data)
 
     def _prepare(self) -> TokenData:
         source, ids = self.recipe.data, self.recipe.model.vocab_size
@@ -113,7 +132,9 @@ class Run:
         """A trainer at step 0."""
         recipe = self.recipe
         model = self._build_model(compute_dtype(recipe.precision.compute, self.device))
-        return Trainer.start(model, recipe.optim, recipe.guard, recipe.ema)
+        zero1 = recipe.parallel.zero1
+        parallel = Parallel(model, self.crew.mesh, zero1, plan=self.layout.plan_on(self.device))
+        return Trainer.start(model, recipe.optim, recipe.guard, recipe.ema, parallel)
 
     def _build_model(self, dtype: torch.dtype | None) -> Transformer:
         """The model as the seed makes it, on the device; the same on every device."""
@@ -124,14 +145,24 @@ class Run:
         model.set_recompute(self.recipe.precision.recompute)
         return model
 
+    def _looked_at(self) -> Recipe:
+        """The recipe with the looks that this layout allows; says which those are that it does not."""
+        monitor = self.recipe.monitor
+        if self.crew.whole:
+            return self.recipe
+        self.say(
+            "no process has the whole model: samples and needles are left out; speak with the finished run "
+            "(fathom generate, fathom eval needle)"
+        )
+        return replace(self.recipe, monitor=replace(monitor, needle_lengths=()))
+
     def _check_stages(self) -> None:
         """Refuse now what would otherwise end the run when a later stage begins or ends."""
         for index in range(len(self.recipe.stages)):
             stage_loader(self.recipe, index, self.data)
-        check_needles(self.recipe, self.trainer.model, self.data)
+        check_needles(self.pace.recipe, self.trainer.model, self.data)
 
     def _resume(self) -> None:
-        remove_unfinished(self.folder.checkpoints)
         if resume_run(self.trainer, self.folder.checkpoints, self._data_marks(), self.say):
             done = self.trainer.step == self.recipe.steps
             ending = "all steps are done" if done else "going on from there"
@@ -154,8 +185,8 @@ class Run:
         if trainer.step == self.saved_step:
             return
         self.folder.sync()
-        keep = self.recipe.checkpoint.keep
-        save_run(trainer, self.folder.checkpoints, keep, self._data_marks())
+        asked, directory = self.recipe.checkpoint, self.folder.checkpoints
+        save_run(trainer, directory, asked.keep, self._data_marks(), asked.asynchronous)
         self.saved_step = trainer.step
 
     def _data_marks(self) -> dict[str, Any]:
@@ -180,6 +211,7 @@ class Run:
                 self._train_stages()
             except RollBack as spike:
                 self._roll_back(spike)
+        finish_saving(self.trainer)
 
     def _roll_back(self, spike: RollBack) -> None:
         """Go back to the newest good checkpoint, or the start, and pass over the data seen since."""
@@ -202,6 +234,7 @@ class Run:
                 continue
             if not STAGES[stage.kind](self, index, stage):
                 self.save(self.trainer)
+                finish_saving(self.trainer)
                 raise KeyboardInterrupt
             if stage is not self.recipe.stages[-1]:  # whose export follows in any case
                 self.export()
@@ -209,7 +242,7 @@ class Run:
     def export(self) -> None:
         """OUT/model: a Hugging Face directory, in float32, tokenizer included."""
         with self.pace.look(EXPORTS):
-            interop.save(self.trainer.model, self.folder.model, self.data.tokenizer)
+            export(self.trainer.parallel, self.folder.model, self.data.tokenizer)
 
 
 def pretrain(run: Run, index: int, stage: Stage) -> bool:
@@ -218,15 +251,15 @@ def pretrain(run: Run, index: int, stage: Stage) -> bool:
     run.trainer.model.set_rope_scaling(recipe.rope_scaling(stage))
     plan = StagePlan(
         loader=stage_loader(recipe, index, run.data, run.trainer.passed_over),
-        micro_batch=stage.micro_batch or stage.batch,
+        micro_batch=run.layout.micro_batch(stage),
         first_sequence=span.sequences_before,
         last_step=span.last_step,
         moment=lambda step: recipe.at(step=step),
-        stop=run.stopping.is_set,
+        stop=lambda: run.crew.any(run.stopping.is_set()),
     )
     setting = Setting(
         run.folder, recipe, stage, run.data, run.peak_flops, run.show, run.say, run.save,
-        run.pace,
+        run.pace, run.crew,
     )  # fmt: skip
     with closing(setting):
         callbacks = stage_callbacks(setting)
@@ -258,11 +291,13 @@ def run(
             job.train()
             job.export()
     except KeyboardInterrupt:
-        say(f"stopped; the same command goes on from {job.reached()}")
+        job.say(f"stopped; the same command goes on from {job.reached()}")
         raise
     finally:
         job.folder.close()
-    _report(job)
+    if job.crew.speaks:
+        _report(job)
+    job.crew.wait()
     return job.folder.path
 
 
@@ -278,19 +313,30 @@ def _report(job: Run) -> None:
 
 @contextmanager
 def _asked_to_stop(job: Run) -> Iterator[None]:
-    """The first Ctrl-C sets a flag that the loop reads after the step, the second is as usual."""
+    """The first Ctrl-C sets a flag that the loop reads after the step, the second is as usual.
+
+    So does, on several processes, the SIGTERM with which torchrun ends them.
+    """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = signal.getsignal(signal.SIGINT)
+    numbers = (signal.SIGINT, signal.SIGTERM) if job.crew.size > 1 else (signal.SIGINT,)
+    before = {number: signal.getsignal(number) for number in numbers}
 
     def first(number: int, frame: Any) -> None:
-        signal.signal(signal.SIGINT, before)
+        signal.signal(number, before[signal.Signals(number)])
         job.stopping.set()
-        job.say("finishing this step and saving; Ctrl-C again leaves at once")
+        if number == signal.SIGINT:
+            job.say("finishing this step and saving; Ctrl-C again leaves at once")
 
-    signal.signal(signal.SIGINT, first)
+    for number in numbers:
+        signal.signal(number, first)
     try:
         yield
     finally:
-        signal.signal(signal.SIGINT, before)
+        for number in numbers:
+            signal.signal(number, before[number])
+
+
+def _silent(_: object) -> None:
+    """What ranks say and show that do not speak."""

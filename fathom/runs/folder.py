@@ -22,7 +22,7 @@ from fathom.runs.tables import differences
 
 LOCK = ".lock"
 SPIKES = "spikes.jsonl"
-MAY_CHANGE = ("checkpoint.", "monitor.")
+MAY_CHANGE = ("checkpoint.", "monitor.", "parallel.")
 """Tables of a recipe that a run may go on with other values of."""
 LOGS = (
     "metrics.jsonl",
@@ -202,6 +202,22 @@ class RunFolder:
             f"{path} could not be written: {error.strerror or error}; at most the steps since the last "
             f"checkpoint are lost. Make room, or choose another folder with --out, and give the command again"
         )
+
+
+class SilentFolder(RunFolder):
+    """The run folder for the ranks that only read in it: what another rank writes is not written twice."""
+
+    def claim(self, recipe: Recipe) -> None:
+        """The first rank has it."""
+
+    def write(self, name: str, text: str) -> None:
+        """Left to the first rank, like all below."""
+
+    def append(self, log: str, line: dict[str, Any]) -> None:
+        """Left to the first rank."""
+
+    def forget_after(self, step: int, spikes: int = 0) -> None:
+        """Left to the first rank."""
 
 
 def _sayable(value: Any) -> Any:

@@ -48,7 +48,8 @@ class HeldOutLoss:
     def _measured(self, trainer: Trainer, limit: int | None) -> HeldOut:
         stage = self.s.stage
         rows, mtp = stage.micro_batch or stage.batch, stage.mtp_weight > 0
-        return evaluate(trainer.model, self.s.data, stage.seq_len, rows, limit, mtp)
+        seq_len, parallel = stage.seq_len, trainer.parallel
+        return evaluate(trainer.model, self.s.data, seq_len, rows, limit, mtp, parallel=parallel)
 
     def _of_the_average(self, trainer: Trainer, limit: int | None) -> HeldOut | None:
         if not trainer.ema:
@@ -71,7 +72,7 @@ class Samples:
         if not self.s.due(trainer.step, monitor.sample_every):
             return
         with self.s.pace.look(SAMPLES):
-            text = self._write(trainer, monitor.sample_tokens)
+            text = self.s.crew.first(lambda: self._write(trainer, monitor.sample_tokens))
         line = {"step": trainer.step, "prompt": monitor.sample_prompt, "text": text}
         self.s.log("samples.jsonl", line)
         self.s.say(f"step {trainer.step} writes:\n{monitor.sample_prompt}{text}\n")
@@ -101,7 +102,7 @@ class _BothEnds:
         """Before the stage's first step."""
         line = {"stage": self.s.stage.name, "when": "before"}
         begins = trainer.step == self.s.span.first_step
-        if begins and self.s.folder.line_with(self.log, line) is None:
+        if begins and self.s.crew.first(lambda: self.s.folder.line_with(self.log, line)) is None:
             self._look(trainer, "before")
 
     def __call__(self, trainer: Trainer, record: StepRecord) -> None:
@@ -127,7 +128,7 @@ class _BothEnds:
         if not number or recipe.rope_scaling(last) != recipe.rope_scaling(self.s.stage):
             return None
         line = {"step": trainer.step, "stage": last.name, "when": "after"}
-        seen = self.s.folder.line_with(self.log, line | asked)
+        seen = self.s.crew.first(lambda: self.s.folder.line_with(self.log, line | asked))
         return seen and {key: value for key, value in seen.items() if key not in line}
 
     def asked(self, trainer: Trainer) -> dict[str, Any] | None:
@@ -166,7 +167,9 @@ class LossByPosition(_BothEnds):
 
     def measured(self, trainer: Trainer) -> dict[str, Any]:
         seq_len, limit = self.s.stage.seq_len, self.s.recipe.monitor.position_tokens
-        found = loss_by_position(trainer.model, self.s.data, seq_len, limit)
+        found = loss_by_position(
+            trainer.model, self.s.data, seq_len, limit, parallel=trainer.parallel
+        )
         return {"seq_len": seq_len, "edges": list(found.edges), "loss": list(found.loss)}
 
 
@@ -194,10 +197,10 @@ class Needles(_BothEnds):
     def measured(self, trainer: Trainer) -> dict[str, Any]:
         monitor, form = self.s.recipe.monitor, needle_form(self.s.recipe, self.s.data)
         depths = even_depths(monitor.needle_depths)
-        grid = needle_grid(
-            trainer.model, form, monitor.needle_lengths, depths, monitor.needle_trials
+        lengths, trials = monitor.needle_lengths, monitor.needle_trials
+        return self.s.crew.first(
+            lambda: needle_grid(trainer.model, form, lengths, depths, trials).to_dict()
         )
-        return grid.to_dict()
 
     def told(self, when: str, found: dict[str, Any]) -> None:
         share = 100 * Grid(**found).share()

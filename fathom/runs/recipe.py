@@ -19,6 +19,7 @@ from typing import Any
 
 from fathom.errors import ConfigError, RecipeError, did_you_mean
 from fathom.model import ModelConfig
+from fathom.runs.parallel import ParallelConfig
 from fathom.runs.sections import (
     CheckpointConfig,
     DataConfig,
@@ -39,6 +40,7 @@ TABLES: dict[str, type] = {
     "optim": OptimConfig,
     "guard": GuardConfig,
     "ema": EmaConfig,
+    "parallel": ParallelConfig,
     "precision": PrecisionConfig,
     "checkpoint": CheckpointConfig,
     "monitor": MonitorConfig,
@@ -63,6 +65,7 @@ class Recipe:
     optim: OptimConfig = field(default_factory=OptimConfig)
     guard: GuardConfig = field(default_factory=GuardConfig)
     ema: EmaConfig = field(default_factory=EmaConfig)
+    parallel: ParallelConfig = field(default_factory=ParallelConfig)
     precision: PrecisionConfig = field(default_factory=PrecisionConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     monitor: MonitorConfig = field(default_factory=MonitorConfig)

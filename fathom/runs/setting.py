@@ -8,6 +8,7 @@ from typing import Any
 
 from fathom.data.prepared import TokenData
 from fathom.data.progress import Say
+from fathom.runs.crew import Crew
 from fathom.runs.folder import RunFolder
 from fathom.runs.pace import Pace
 from fathom.runs.recipe import Recipe, Stage
@@ -42,10 +43,11 @@ class Setting:
     say: Say
     save: Callable[[Trainer], None]
     pace: Pace
+    crew: Crew = field(default_factory=Crew.alone)
     board: TensorBoard | None = field(init=False)
 
     def __post_init__(self) -> None:
-        wanted = self.recipe.monitor.tensorboard
+        wanted = self.recipe.monitor.tensorboard and self.crew.speaks
         self.board = TensorBoard(self.folder.path) if wanted else None
 
     def log(self, name: str, line: dict[str, Any]) -> None:

@@ -23,6 +23,7 @@ from fathom.data.loader import Ahead, Batch, Loader
 from fathom.model import Losses, Transformer, losses, update_bias
 from fathom.parallel import Parallel
 from fathom.parallel.pipeline import MicroBatch, Pipeline, Weights
+from fathom.parallel.waiting import waited
 from fathom.train.behind import Behind
 from fathom.train.ema import Ema, EmaConfig
 from fathom.train.guard import Guard, GuardConfig, Verdict
@@ -82,6 +83,8 @@ class StepRecord:
     """Where in the stage's stream the batch began."""
     verdict: Verdict
     """The guard's."""
+    waited: float = 0.0
+    """Of the seconds, those in which this rank waited for others."""
 
     @property
     def skipped(self) -> str | None:
@@ -148,7 +151,7 @@ def train_stage(trainer: Trainer, plan: StagePlan, callbacks: Sequence[Callback]
 
 def train_step(trainer: Trainer, plan: StagePlan, reader: Ahead, step: int) -> StepRecord:
     """Read, differentiate, judge, and learn from the step if it is sound."""
-    started = time.perf_counter()
+    started, waited_before = time.perf_counter(), waited()
     moment = plan.moment(step)
     passed_over = trainer.passed_over.get(moment.stage, 0)
     rows = plan.rows(step, passed_over, trainer.parallel)
@@ -176,6 +179,7 @@ def train_step(trainer: Trainer, plan: StagePlan, reader: Ahead, step: int) -> S
         plan.loader.sources(first, moment.batch),
         first,
         verdict,
+        waited() - waited_before,
     )
 
 

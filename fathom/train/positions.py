@@ -22,7 +22,11 @@ from fathom.data.loader import held_out_batches
 from fathom.data.prepared import TokenData
 from fathom.kernels import linear_cross_entropy
 from fathom.model import Transformer
+from fathom.model.objective import Rows
+from fathom.model.transformer import Trunk
+from fathom.parallel import Parallel
 from fathom.train.evaluate import TOKENS_AT_A_TIME
+from fathom.train.reading import summed
 
 
 @dataclass(frozen=True)
@@ -40,38 +44,40 @@ def doubling_edges(length: int) -> tuple[int, ...]:
     return (0, *powers, length)
 
 
-@torch.no_grad()
 def loss_by_position(
-    model: Transformer, data: TokenData, seq_len: int, limit_tokens: int
+    model: Transformer,
+    data: TokenData,
+    seq_len: int,
+    limit_tokens: int,
+    parallel: Parallel | None = None,
 ) -> PositionLoss:
     """Loss of the first `limit_tokens` held-out tokens, one whole window of `seq_len` at least.
 
     Whole windows only, unless the text is shorter than one: then its own length ends the buckets.
-    The model's present rotary settings are used, and nothing of training is touched.
+    The model's present rotary settings are used, and nothing of training is touched. `parallel`: of the ranks that
+    hold the model; then all of them together, and all get the same.
     """
     windows = max(limit_tokens // seq_len, 1)
-    rows = max(TOKENS_AT_A_TIME // seq_len, 1)
+    rows = max(TOKENS_AT_A_TIME // seq_len, 1) * (parallel.mesh.dp.size if parallel else 1)
     text = held_out_batches(data.held_out, seq_len, rows, windows * seq_len + 1)
-    was_training = model.training
-    model.eval()
-    edges, sums, counts = doubling_edges(seq_len), None, 0
-    for tokens in text:
-        length = tokens.shape[1] - 1
-        if length < seq_len and counts:
-            break
-        edges = doubling_edges(length)
-        found = _sums(model, tokens.to(model.lm_head.weight.device), edges)
-        sums = found if sums is None else sums + found
-        counts += tokens.shape[0]
-    model.train(was_training)
-    assert sums is not None  # prepared text has a token to predict
+    length = min(seq_len, len(data.held_out) - 1)  # prepared text has a token to predict
+    edges = doubling_edges(length)
+
+    def measure(model: Transformer, trunk: Trunk, rows: Rows) -> Tensor:
+        counted = torch.tensor([len(rows.tokens)], dtype=torch.float64)
+        return torch.cat([_sums(model, trunk.hidden, rows.targets, edges), counted])
+
+    whole = (tokens for tokens in text if tokens.shape[1] == length + 1)
+    found = summed(model, whole, measure, len(edges), False, parallel)
+    sums, counts = found[:-1], int(found[-1])
     widths = torch.tensor(edges[1:]) - torch.tensor(edges[:-1])
     return PositionLoss(edges, tuple((sums / (widths * counts)).tolist()), edges[-1] * counts)
 
 
-def _sums(model: Transformer, tokens_BT: Tensor, edges: tuple[int, ...]) -> Tensor:
+def _sums(
+    model: Transformer, hidden_BTD: Tensor, targets_BT: Tensor, edges: tuple[int, ...]
+) -> Tensor:
     """Cross-entropy summed over rows and each bucket's positions, float64 [buckets]."""
-    hidden_BTD, targets_BT = model.trunk(tokens_BT[:, :-1], mtp=False).hidden, tokens_BT[:, 1:]
     head = model.lm_head
     parts = [
         linear_cross_entropy(
@@ -82,4 +88,4 @@ def _sums(model: Transformer, tokens_BT: Tensor, edges: tuple[int, ...]) -> Tens
         )
         for lo, hi in pairwise(edges)
     ]
-    return torch.stack(parts).double().cpu()
+    return torch.stack(parts).cpu().double()

@@ -100,6 +100,27 @@ def test_options_reach_the_plan(capsys: pytest.CaptureFixture[str]) -> None:
     assert rates == sorted(rates, reverse=True)
 
 
+def test_the_recipe_s_own_layout_is_planned_where_nothing_else_is_asked(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    table = (
+        "parallel.pp=2",
+        "parallel.ep=4",
+        "parallel.schedule='ZB1P'",
+        "parallel.layers=[14,13]",
+    )
+    changes = [word for key in table for word in ("--set", key)]
+    base = ("plan", "v3-16b", "--cluster", "h100x16", *changes, "--json")
+    found = json.loads(call(capsys, *base, "--set", "parallel.zero1=false")[1])["layout"]
+    assert (found["pp"], found["dp"], found["ep"], found["schedule"]) == (2, 8, 4, "ZB1P")
+    assert found["split"] == [14, 13] and found["zero1"] is False
+    found = json.loads(call(capsys, *base, "--pp", "4", "--zero1")[1])["layout"]
+    assert (found["pp"], found["ep"], found["schedule"]) == (4, 4, "ZB1P")
+    assert found["split"] is None and found["zero1"] is True
+    found = json.loads(call(capsys, *base, "--pp", "1")[1])["layout"]
+    assert (found["pp"], found["dp"], found["ep"]) == (1, 16, 4)
+
+
 def test_a_what_if_changes_the_whole_plan(capsys: pytest.CaptureFixture[str]) -> None:
     shape = ("--pp", "4", "--ep", "8", "--schedule", "DualPipe", "--json")
     base = ("plan", "v3-16b", "--cluster", "h800x64", *shape)

@@ -67,9 +67,9 @@ def test_where_nothing_changes_between_two_stages_nothing_is_looked_at_twice(
     asked: list[int] = []
     real = looks.loss_by_position
 
-    def counted(model: Any, data: Any, seq_len: int, limit: int) -> Any:
+    def counted(model: Any, data: Any, seq_len: int, limit: int, parallel: Any) -> Any:
         asked.append(seq_len)
-        return real(model, data, seq_len, limit)
+        return real(model, data, seq_len, limit, parallel)
 
     monkeypatch.setattr(looks, "loss_by_position", counted)
     first, trainer = looking(tmp_path, change=change)

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from fathom.parallel.mesh import Group
 from fathom.parallel.schedules import Transfer
+from fathom.parallel.waiting import waiting
 
 
 class Mail:
@@ -49,11 +50,13 @@ class Mail:
         """What has come; waits for it."""
         work = self._coming.pop(transfer, None)
         if work is not None:
-            work.wait()
+            with waiting():
+                work.wait()
         return self._here.pop(transfer)
 
     def finish(self) -> None:
         """Wait until everything was sent."""
-        for work, _ in self._going:
-            work.wait()
+        with waiting():
+            for work, _ in self._going:
+                work.wait()
         self._going.clear()

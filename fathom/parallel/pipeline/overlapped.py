@@ -59,7 +59,7 @@ class Chunk:
     ) -> None:
         self.stage, self.rows, self.weights = stage, rows, weights
         self.put_off, self.lane, self.order = put_off, lane, order
-        self.context = stage.context(rows, weights)
+        self.context = stage.context(rows, weights.balance_alpha > 0)
         blocks = (cast(Block, stage.model.model.layers[layer]) for layer in stage.layers)
         self.layers = [self._layer(block) for block in blocks]
         for one, following in pairwise(self.layers):

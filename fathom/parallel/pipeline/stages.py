@@ -23,6 +23,7 @@ from fathom.kernels.put_off import PutOff, Task
 from fathom.model import ModelConfig, Transformer
 from fathom.model.context import Context, build_context
 from fathom.model.objective import Losses, Rows, balance_loss, losses_of
+from fathom.model.transformer import Trunk
 
 
 class Absent(nn.Module):
@@ -141,20 +142,30 @@ class Stage:
     layers: range
     last: bool
 
-    def context(self, rows: Rows, weights: Weights) -> Context:
+    def context(self, rows: Rows, keep_scores: bool) -> Context:
         """Positions and visibility of a micro-batch; every stage has its tokens and makes its own."""
         model = self.model
-        keep_scores = weights.balance_alpha > 0
         return build_context(
             model.config, model.rotary, rows.inputs, None, None, rows.ids, None, keep_scores
         )
 
-    def forward(self, x_BTD: Tensor | None, rows: Rows, weights: Weights) -> Passed:
-        """From the output of the stage before ([B, T, D]; None for the first) to the next one's input or the losses."""
-        context, state = self.context(rows, weights), self.begin(x_BTD, rows)
+    def through(self, x_BTD: Tensor | None, rows: Rows, context: Context) -> Tensor:
+        """From the output of the stage before ([B, T, D]; None for the first) to that of its own last layer."""
+        state = self.begin(x_BTD, rows)
         for layer in self.layers:
             state = self.model.model.layers[layer](state, context)
-        return self.end(state, rows, context, weights)
+        return state
+
+    def finish(self, state_BTD: Tensor, rows: Rows, context: Context, mtp: bool) -> Trunk:
+        """What comes behind the last layer, in the last stage."""
+        model = self.model
+        embedded = model.embed(rows.inputs) if mtp and len(model.model.mtp) > 0 else None
+        return model.finish(state_BTD, embedded, context)
+
+    def forward(self, x_BTD: Tensor | None, rows: Rows, weights: Weights) -> Passed:
+        """From the output of the stage before ([B, T, D]; None for the first) to the next one's input or the losses."""
+        context = self.context(rows, weights.balance_alpha > 0)
+        return self.end(self.through(x_BTD, rows, context), rows, context, weights)
 
     def begin(self, x_BTD: Tensor | None, rows: Rows) -> Tensor:
         """What the first layer reads [B, T, D]."""
@@ -166,8 +177,7 @@ class Stage:
         if not self.last:
             balance = balance_loss(model, context.routers, weights.balance_alpha)
             return Passed(state, None, balance, model.stack_loads(context.routers))
-        mtp = weights.mtp > 0 and len(model.model.mtp) > 0
-        trunk = model.finish(state, model.embed(rows.inputs) if mtp else None, context)
+        trunk = self.finish(state, rows, context, weights.mtp > 0)
         found = losses_of(
             model, trunk, rows, mtp_weight=weights.mtp, balance_alpha=weights.balance_alpha
         )

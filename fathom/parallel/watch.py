@@ -1,0 +1,94 @@
+"""Noticing that a rank is gone or hangs, and naming it.
+
+Every rank adds one to a number of its own in the launcher's store, twice a second, in a thread; the first rank looks at
+all of them and the others at the first one's. A stopped process, a machine that is off or a network that is cut stops
+the number, and a rank whose number stands still for `SILENCE` is called lost. A killed process is noticed sooner, by
+the messages that it broke off and by torchrun; then the numbers tell which rank it was.
+
+Silence is counted in this rank's own ticks and not by a clock: when the whole machine slept, nobody is lost.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+
+import torch.distributed as dist
+
+TICK, SILENCE, SOON = 0.5, 30.0, 2.5
+"""Seconds between two signs of life; until a rank without any is lost; and for finding out which one broke off."""
+
+
+class Watch:
+    """One rank's signs of life, and its eye on others."""
+
+    def __init__(
+        self, store: dist.Store, rank: int, world: int, lost: Callable[[list[int]], None]
+    ) -> None:
+        """`lost` is called, in a thread, with the ranks that have been silent for too long."""
+        self.rank, self.world, self.lost = rank, world, lost
+        # A connection of its own, since others may wait in theirs. Its stub does not know the method.
+        self._store: dist.Store = store.clone()  # type: ignore[attr-defined]
+        self._watched = [r for r in range(world) if r != rank] if rank == 0 else [0]
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="watch", daemon=True)
+        self._lock = threading.Lock()
+
+    def start(self) -> None:
+        """Begin."""
+        self._thread.start()
+
+    def end(self) -> None:
+        """This rank is done, and nobody need wonder."""
+        self._ended.set()
+        self._add("done", self.rank, 1)
+
+    def failed(self, why: str) -> None:
+        """Note why this rank ends."""
+        with self._lock:
+            self._store.set(f"failed/{self.rank}", why)
+        self._ended.set()
+
+    def why(self, rank: int) -> str | None:
+        """What a rank has noted."""
+        key = f"failed/{rank}"
+        with self._lock:
+            return self._store.get(key).decode() if self._store.check([key]) else None
+
+    def silent(self) -> list[int]:
+        """Ranks without a sign of life for `SOON`, none of which said why; nothing if some other rank did."""
+        before = [self._add("alive", rank, 0) for rank in range(self.world)]
+        threading.Event().wait(SOON)
+        others = [rank for rank in range(self.world) if rank != self.rank]
+        if any(self.why(rank) for rank in others):
+            return []
+        return [rank for rank in others if self._add("alive", rank, 0) == before[rank]]
+
+    def first_to_tell(self) -> bool:
+        """Whether no other rank tells what happened."""
+        return self._add("told", 0, 1) == 1
+
+    def _add(self, what: str, rank: int, number: int) -> int:
+        with self._lock:
+            return self._store.add(f"{what}/{rank}", number)
+
+    def _run(self) -> None:
+        seen, ticks = dict.fromkeys(self._watched, 0), dict.fromkeys(self._watched, 0)
+        while not self._ended.wait(TICK):
+            try:
+                self._look(seen, ticks)
+            except RuntimeError:  # the store is gone, and with it whoever kept it
+                if not self._ended.wait(SOON):
+                    self.lost([0])
+                return
+            gone = [rank for rank, count in ticks.items() if count * TICK >= SILENCE]
+            if gone and not self._ended.is_set():
+                self.lost(gone)
+                return
+
+    def _look(self, seen: dict[int, int], ticks: dict[int, int]) -> None:
+        self._add("alive", self.rank, 1)
+        for rank in seen:
+            now = self._add("alive", rank, 0)
+            moved = now != seen[rank] or self._add("done", rank, 0)
+            seen[rank], ticks[rank] = now, 0 if moved else ticks[rank] + 1

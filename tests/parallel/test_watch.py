@@ -1,0 +1,57 @@
+"""Signs of life: who has none is named, who has ended in good order is not."""
+
+from __future__ import annotations
+
+import threading
+from datetime import timedelta
+
+import pytest
+import torch.distributed as dist
+
+from fathom.parallel import watch
+from fathom.parallel.watch import Watch
+from tests.parallel.processes import run
+
+
+def in_a_fork(function: str) -> None:
+    """A store's thread must not be there when later tests fork."""
+    assert run(with_a_store, 1, function) == [None]
+
+
+def with_a_store(function: str) -> None:
+    watch.TICK, watch.SILENCE, watch.SOON = 0.02, 0.4, 0.1
+    store = dist.TCPStore("127.0.0.1", 0, is_master=True, timeout=timedelta(seconds=20))
+    globals()[function](dist.PrefixStore("start-0", store))
+
+
+def one_is_silent(store: dist.Store) -> None:
+    lost: list[list[int]] = []
+    heard = threading.Event()
+
+    def note(ranks: list[int]) -> None:
+        lost.append(ranks)
+        heard.set()
+
+    first = Watch(store, 0, 3, note)
+    second, third = (Watch(store, rank, 3, note) for rank in (1, 2))
+    for one in (first, second, third):
+        one.start()
+    assert not heard.wait(1.0), lost
+    second.end()  # in good order
+    third._ended.set()  # as if stopped
+    assert heard.wait(5.0) and lost == [[2]]
+    assert first.silent() == [1, 2]
+
+
+def reasons(store: dist.Store) -> None:
+    first, second = (Watch(store, rank, 2, lambda ranks: None) for rank in (0, 1))
+    assert first.why(1) is None and first.silent() == [1]
+    second.failed("a full disk")
+    assert first.why(1) == "a full disk"
+    assert first.silent() == [], "it has said why it ends"
+    assert [second.first_to_tell(), first.first_to_tell()] == [True, False]
+
+
+@pytest.mark.parametrize("what", ["one_is_silent", "reasons"])
+def test_watch(what: str) -> None:
+    in_a_fork(what)
