@@ -184,14 +184,16 @@ def test_a_slow_rank_shows(recipe_file: Path, tmp_path: Path) -> None:
     found = [line for line in logs(tmp_path / "run") if "slowest_rank" in line]
     assert [line["step"] for line in found] == [3, 6, 8]
     assert {line["slowest_rank"] for line in found} == {1}
-    assert min(line["slowest_ratio"] for line in found) > 1.2
+    assert (
+        min(line["slowest_ratio"] for line in found) > 1.05
+    )  # a busy machine makes all steps long
 
 
 def with_a_slow_rank(recipe: Recipe, folder: Path) -> list[str]:
     real = loop.accumulate_gradients
 
     def slow(*given: Any) -> Any:
-        time.sleep(0.25 if dist.get_rank() else 0.0)
+        time.sleep(0.5 if dist.get_rank() else 0.0)
         return real(*given)
 
     loop.accumulate_gradients = slow
