@@ -92,9 +92,13 @@ class Run:
         keys = [key for key in DECISIVE if before and before.get(key, now[key]) != now[key]]
         changed = [f"{key}: {before.get(key)} → {now[key]}" for key in keys]
         if changed:
+            other = (
+                "laid out otherwise than"
+                if keys == ["layout"]
+                else "not the machine this run was on"
+            )
             self.say(
-                f"not the machine this run was on before ({'; '.join(changed)}); it goes on, but not "
-                f"to the last bit as it would have"
+                f"{other} before ({'; '.join(changed)}); it goes on, but not to the last bit as it would have"
             )
         self.folder.write("environment.json", json.dumps(now, indent=1))
 
