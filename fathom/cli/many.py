@@ -21,8 +21,8 @@ from fathom.parallel import launch
 from fathom.parallel.watch import SILENCE, Watch
 
 WRONG, BROKEN, INTERRUPTED = 2, 1, 130
-ALIKE = 1.0
-"""Seconds that a rank gives the first one to say what both have met."""
+ALIKE, SPEAKS = 1.0, 30.0
+"""Seconds that a rank gives the first one to say what both have met; and to start and say what all refuse."""
 
 
 def as_one_of_many(
@@ -52,6 +52,8 @@ def _refused_by_all(check: Callable[[int], None], rank: int, world: int) -> None
     except FathomError as error:
         if rank == 0:
             _say(str(error))
+        else:
+            time.sleep(SPEAKS)  # torchrun ends this rank when the first one has spoken and left
         launch.leave(WRONG)
 
 

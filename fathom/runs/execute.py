@@ -9,11 +9,10 @@ checkpoints and export are everybody's, and what decides where the run goes is a
 from __future__ import annotations
 
 import json
-import signal
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from collections.abc import Callable
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -40,6 +39,7 @@ from fathom.runs.pace import EXPORTS, Pace
 from fathom.runs.recipe import Recipe, Stage
 from fathom.runs.saving import finish_saving, resume_run, save_run
 from fathom.runs.setting import Setting, Show
+from fathom.runs.stopping import asked_to_stop
 from fathom.runs.streams import stage_loader
 from fathom.runs.tensorboard import require_tensorboard
 from fathom.train.checkpoint import checkpoints
@@ -92,9 +92,13 @@ class Run:
         keys = [key for key in DECISIVE if before and before.get(key, now[key]) != now[key]]
         changed = [f"{key}: {before.get(key)} → {now[key]}" for key in keys]
         if changed:
+            other = (
+                "laid out otherwise than"
+                if keys == ["layout"]
+                else "not the machine this run was on"
+            )
             self.say(
-                f"not the machine this run was on before ({'; '.join(changed)}); it goes on, but not "
-                f"to the last bit as it would have"
+                f"{other} before ({'; '.join(changed)}); it goes on, but not to the last bit as it would have"
             )
         self.folder.write("environment.json", json.dumps(now, indent=1))
 
@@ -287,7 +291,7 @@ def run(
     job = Run(recipe, out, torch.device(device), show, say)
     try:
         job.set_up()
-        with _asked_to_stop(job):
+        with asked_to_stop(job.stopping, job.crew.size > 1, job.say):
             job.train()
             job.export()
     except KeyboardInterrupt:
@@ -309,33 +313,6 @@ def _report(job: Run) -> None:
         job.say(f"report: {write_report(job.folder.path)}")
     except FathomError as error:
         job.say(f"no report yet: {error}")
-
-
-@contextmanager
-def _asked_to_stop(job: Run) -> Iterator[None]:
-    """The first Ctrl-C sets a flag that the loop reads after the step, the second is as usual.
-
-    So does, on several processes, the SIGTERM with which torchrun ends them.
-    """
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    numbers = (signal.SIGINT, signal.SIGTERM) if job.crew.size > 1 else (signal.SIGINT,)
-    before = {number: signal.getsignal(number) for number in numbers}
-
-    def first(number: int, frame: Any) -> None:
-        signal.signal(number, before[signal.Signals(number)])
-        job.stopping.set()
-        if number == signal.SIGINT:
-            job.say("finishing this step and saving; Ctrl-C again leaves at once")
-
-    for number in numbers:
-        signal.signal(number, first)
-    try:
-        yield
-    finally:
-        for number in numbers:
-            signal.signal(number, before[number])
 
 
 def _silent(_: object) -> None:

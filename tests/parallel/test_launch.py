@@ -25,6 +25,11 @@ def test_nobody_started_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
         launch.join()
 
 
+def test_notes_are_left_after_joining_only() -> None:
+    with pytest.raises(ParallelError, match="has joined no others; call join first"):
+        launch.store()
+
+
 def joins(port: int) -> tuple[str, int]:
     rank, world = dist.get_rank(), dist.get_world_size()
     dist.destroy_process_group()
@@ -34,6 +39,7 @@ def joins(port: int) -> tuple[str, int]:
     device = launch.join()
     total = torch.tensor(rank)
     dist.all_reduce(total)
+    assert launch.store().add("noted", 0) == 0
     return str(device), int(total)
 
 
