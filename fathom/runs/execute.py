@@ -13,7 +13,7 @@ import signal
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -189,6 +189,12 @@ class Run:
         save_run(trainer, directory, asked.keep, self._data_marks(), asked.asynchronous)
         self.saved_step = trainer.step
 
+    def finish_last_save(self) -> None:
+        """Let a checkpoint that is being written reach the disk before the folder is given up for another error."""
+        if hasattr(self, "trainer"):
+            with suppress(Exception):
+                finish_saving(self.trainer)
+
     def _data_marks(self) -> dict[str, Any]:
         """What tells this run's data from any other. Weights that prepared text was given can be changed there."""
         own = self.recipe.data.weights
@@ -292,6 +298,9 @@ def run(
             job.export()
     except KeyboardInterrupt:
         job.say(f"stopped; the same command goes on from {job.reached()}")
+        raise
+    except Exception:
+        job.finish_last_save()
         raise
     finally:
         job.folder.close()
