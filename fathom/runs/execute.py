@@ -265,7 +265,7 @@ def pretrain(run: Run, index: int, stage: Stage) -> bool:
     )
     setting = Setting(
         run.folder, recipe, stage, run.data, run.peak_flops, run.show, run.say, run.save,
-        run.pace, run.crew,
+        run.pace, run.crew, run.layout.micro_batch(stage),
     )  # fmt: skip
     with closing(setting):
         callbacks = stage_callbacks(setting)
