@@ -89,7 +89,7 @@ class Rows:
             )
         targets = tokens[:, 1:]
         if document_ids is not None:
-            document_ids = number_documents(document_ids, tokens)
+            document_ids = number_documents(document_ids.to(tokens.device), tokens)
             targets = targets.masked_fill(document_ids[:, 1:] != document_ids[:, :-1], IGNORE)
         return cls(tokens, document_ids, targets)
 

@@ -192,7 +192,8 @@ class Transformer(nn.Module):
     def stack_loads(self, routers: list[RouterRecord]) -> Tensor:
         """Loads of all MoE blocks, int64 [M, E]."""
         if not routers:
-            return torch.zeros(0, self.config.n_routed_experts, dtype=torch.int64)
+            device = next(self.parameters()).device
+            return torch.zeros(0, self.config.n_routed_experts, dtype=torch.int64, device=device)
         return torch.stack([record.load_E for record in routers])
 
     def routers(self) -> list[Router]:

@@ -55,7 +55,8 @@ class Route:
     def agree(cls, group: Group, out_G: Tensor, hop: str, traffic: Traffic) -> Route:
         """The route of rows in the order of the group's ranks, `out_G` (int64) to each; everyone is told."""
         back_G = torch.empty_like(out_G)
-        dist.all_to_all_single(back_G, out_G, group=group.handle)
+        with waiting():
+            dist.all_to_all_single(back_G, out_G, group=group.handle)
         traffic.count(hop, "routing", (group.size - 1) * out_G.element_size())
         out, back = torch.stack((out_G, back_G)).tolist()
         return cls(group, tuple(out), tuple(back), hop, traffic)

@@ -12,7 +12,7 @@ import json
 import threading
 from collections import Counter
 from collections.abc import Callable
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -193,6 +193,12 @@ class Run:
         save_run(trainer, directory, asked.keep, self._data_marks(), asked.asynchronous)
         self.saved_step = trainer.step
 
+    def finish_last_save(self) -> None:
+        """Let a checkpoint that is being written reach the disk before the folder is given up for another error."""
+        if hasattr(self, "trainer"):
+            with suppress(Exception):
+                finish_saving(self.trainer)
+
     def _data_marks(self) -> dict[str, Any]:
         """What tells this run's data from any other. Weights that prepared text was given can be changed there."""
         own = self.recipe.data.weights
@@ -263,7 +269,7 @@ def pretrain(run: Run, index: int, stage: Stage) -> bool:
     )
     setting = Setting(
         run.folder, recipe, stage, run.data, run.peak_flops, run.show, run.say, run.save,
-        run.pace, run.crew,
+        run.pace, run.crew, run.layout.micro_batch(stage),
     )  # fmt: skip
     with closing(setting):
         callbacks = stage_callbacks(setting)
@@ -296,6 +302,9 @@ def run(
             job.export()
     except KeyboardInterrupt:
         job.say(f"stopped; the same command goes on from {job.reached()}")
+        raise
+    except Exception:
+        job.finish_last_save()
         raise
     finally:
         job.folder.close()

@@ -47,7 +47,7 @@ class HeldOutLoss:
 
     def _measured(self, trainer: Trainer, limit: int | None) -> HeldOut:
         stage = self.s.stage
-        rows, mtp = stage.micro_batch or stage.batch, stage.mtp_weight > 0
+        rows, mtp = self.s.rows or stage.micro_batch or stage.batch, stage.mtp_weight > 0
         seq_len, parallel = stage.seq_len, trainer.parallel
         return evaluate(trainer.model, self.s.data, seq_len, rows, limit, mtp, parallel=parallel)
 

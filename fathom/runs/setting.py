@@ -44,6 +44,8 @@ class Setting:
     save: Callable[[Trainer], None]
     pace: Pace
     crew: Crew = field(default_factory=Crew.alone)
+    rows: int | None = None
+    """Sequences that a rank computes at a time (`RunLayout.micro_batch`); None: as the stage says for one process."""
     board: TensorBoard | None = field(init=False)
 
     def __post_init__(self) -> None:

@@ -6,6 +6,7 @@ Each world is forked once and tries many random shapes; the seed of one that fai
 from __future__ import annotations
 
 import random
+import time
 from dataclasses import dataclass
 
 import pytest
@@ -20,6 +21,7 @@ from fathom.parallel import ExpertParallelDispatcher, Layout, Mesh
 from fathom.parallel.all_to_all import Route, Traffic, send
 from fathom.parallel.copies import Copies
 from fathom.parallel.experts import local_experts
+from fathom.parallel.waiting import waited
 from tests.model.tiny import tiny_config
 from tests.parallel.processes import run
 
@@ -264,6 +266,20 @@ def test_the_shared_expert_is_computed_and_differentiated_while_rows_are_under_w
         "post dispatch", "shared expert", "there", "experts",
         "experts gradient", "post dispatch gradient", "shared expert gradient", "there",
     ]  # fmt: skip
+
+
+def waited_for_a_late_one() -> float:
+    group, before = Mesh(Layout(dp=2, ep=2)).ep, waited()
+    dist.barrier()
+    time.sleep(0.4 * group.place)
+    Route.agree(group, torch.tensor([1, 2]), "ep", Traffic())
+    return waited() - before
+
+
+def test_where_ranks_meet_first_in_a_layer_their_waiting_counts() -> None:
+    """Else the ranks that wait for a slow one would seem as slow."""
+    early, late = run(waited_for_a_late_one, 2)
+    assert early - late > 0.2
 
 
 # --- copies --------------------------------------------------------------------------------------

@@ -7,6 +7,7 @@ import os
 import shutil
 import signal
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ import pytest
 import torch.distributed as dist
 
 from fathom.errors import FathomError
-from fathom.runs import execute
+from fathom.runs import execute, looking
 from fathom.runs.recipe import Recipe, load_recipe
 from fathom.runs.tables import to_toml
 from fathom.train import loop
@@ -182,6 +183,30 @@ def test_a_layout_that_cannot_be_touches_nothing(recipe_file: Path, tmp_path: Pa
     for said in run(refused, 2, recipe, tmp_path / "run"):
         assert "need 3 processes" in said
     assert not (tmp_path / "run").exists()
+
+
+def test_held_out_text_is_read_as_many_rows_at_a_time_as_training_takes(
+    recipe_file: Path, tmp_path: Path
+) -> None:
+    """A rank of many may not have the memory for a whole batch of the stage."""
+    recipe = load_recipe(recipe_file)
+    stages = [replace(stage, micro_batch=None) for stage in recipe.stages]
+    recipe = replace(recipe, stages=type(recipe.stages)(stages))
+    expected = [stage.batch // 2 for stage in recipe.stages]
+    for rows in run(rows_of_evaluations, 2, recipe, tmp_path / "run"):
+        assert sorted(set(rows)) == sorted(set(expected))
+
+
+def rows_of_evaluations(recipe: Recipe, folder: Path) -> list[int]:
+    real, rows = looking.evaluate, list[int]()
+
+    def noting(*given: Any, **named: Any) -> Any:
+        rows.append(given[3])
+        return real(*given, **named)
+
+    looking.evaluate = noting
+    run_here(recipe, folder)
+    return rows
 
 
 def test_a_slow_rank_shows(recipe_file: Path, tmp_path: Path) -> None:

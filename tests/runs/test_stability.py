@@ -7,6 +7,7 @@ import math
 import shutil
 import sys
 import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -189,6 +190,26 @@ def test_roll_backs_that_lead_nowhere_end_the_run(
     with pytest.raises(FathomError, match=r"2 roll-backs to step 4 did not lead past .*step-4"):
         execute.run(wanted, tmp_path / "run")
     assert [line["to"] for line in spikes(tmp_path / "run")] == [4, 4, 4]
+
+
+def test_a_run_that_ends_lets_its_last_checkpoint_reach_the_disk(
+    corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The folder is free for the next start then, which would remove what is half written."""
+    clip, write, step = loop.clip, checkpoint._write_tensors, iter(range(1, 100))
+
+    def slowly(*given: Any) -> None:
+        time.sleep(1.0)
+        write(*given)
+
+    monkeypatch.setattr(
+        loop, "clip", lambda *given: clip(*given) * (math.nan if next(step) > 4 else 1)
+    )
+    monkeypatch.setattr(checkpoint, "_write_tensors", slowly)
+    wanted = recipe(corpus, guard={"action": "off"}, checkpoint={"every": 4, "asynchronous": True})
+    with pytest.raises(FathomError, match="not finite at step 5"):
+        execute.run(wanted, tmp_path / "run")
+    assert [path.name for path in (tmp_path / "run" / "checkpoints").iterdir()] == ["step-4"]
 
 
 # --- the average -----------------------------------------------------------------------------------

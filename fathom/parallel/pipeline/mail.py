@@ -35,8 +35,18 @@ class Mail:
         letter = tensor.contiguous()
         work = dist.isend(letter, self.group.ranks[transfer.to_rank], group=self.group.handle)
         assert work is not None
+        self._let_go()
         self._going.append((work, letter))  # which must live as long as the work
         self.bytes_sent += letter.nbytes
+
+    def _let_go(self) -> None:
+        """Drop what has been sent, as far as the transport tells (NCCL does; gloo only to those who wait)."""
+        going, self._going = self._going, []
+        for work, letter in going:
+            if work.is_completed():
+                work.wait()
+            else:
+                self._going.append((work, letter))
 
     def receive(self, transfer: Transfer, shape: tuple[int, ...]) -> None:
         """Start to receive."""
