@@ -19,8 +19,8 @@ ASSUMED_EFFICIENCY = 0.5
 
 def dry_run(recipe: Recipe, device: str, plot: Path | None) -> None:
     """Print it all, and draw the schedules into a file where one is named."""
+    layout = RunLayout(recipe, processes_meant(recipe))  # refuses before anything is said
     print(recipe.to_toml())
-    layout = RunLayout(recipe, processes_meant(recipe))
     print_stages(recipe)
     print_layout(layout)
     _print_costs(recipe, device, layout)
