@@ -11,6 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from fathom.errors import PlanError, did_you_mean
+from fathom.parallel.schedules import bubble_in_table_2, simulation
 
 
 @dataclass(frozen=True)
@@ -43,21 +44,34 @@ class Schedule:
     (ranks, rank, micro-batches)."""
 
 
+def _of_table_2(name: str) -> Callable[[int, Costs], float]:
+    """The report's row, where the schedules have it."""
+
+    def idle(stages: int, costs: Costs) -> float:
+        chunks = simulation.Costs(
+            forward=costs.forward,
+            backward=costs.backward,
+            weight_grad=costs.weight,
+            pair=costs.both,
+        )
+        return bubble_in_table_2(name, stages, chunks)
+
+    return idle
+
+
 SCHEDULES = {
     # Huang et al. 2019: every forward, then every backward.
     "GPipe": Schedule(
         1, 1, False, lambda pp, c: (pp - 1) * (c.forward + c.backward), lambda p, r, m: (m,)
     ),
     # Report Table 2; the first rank holds one micro-batch for every stage.
-    "1F1B": Schedule(
-        1, 1, False, lambda pp, c: (pp - 1) * (c.forward + c.backward), lambda p, r, m: (p - r,)
-    ),
+    "1F1B": Schedule(1, 1, False, _of_table_2("1F1B"), lambda p, r, m: (p - r,)),
     # Report Table 2; ZB-H1 of Qi et al. 2023. It delays W, so every rank holds as much as the first.
     "ZB1P": Schedule(
         1,
         1,
         False,
-        lambda pp, c: (pp - 1) * (c.forward + c.backward - 2 * c.weight),
+        _of_table_2("ZB1P"),
         lambda p, r, m: (p,),
     ),
     # Qi et al. 2024: none where F = B - W = W. Elsewhere ours: what ZB-H2 of Qi et al. 2023 leaves, over PP / 2 ranks.
@@ -73,7 +87,7 @@ SCHEDULES = {
         2,
         2,
         True,
-        lambda pp, c: (pp / 2 - 1) * (c.both + c.backward - 3 * c.weight),
+        _of_table_2("DualPipe"),
         lambda p, r, m: (p - r, r + 1),
     ),
     # DualPipe's repository: the same over PP stages on PP / 2 ranks.
@@ -81,7 +95,7 @@ SCHEDULES = {
         2,
         1,
         True,
-        lambda pp, c: (pp / 2 - 1) * (c.both + c.backward - 3 * c.weight),
+        _of_table_2("DualPipeV"),
         lambda p, r, m: (2 * p - r, r + 1),
     ),
 }
