@@ -94,8 +94,7 @@ def put_in_place(
         if ranks.leads:
             shutil.rmtree(building, ignore_errors=True)
         raise CheckpointError(_not_written(place, size, error)) from error
-    if ranks.leads:
-        _drop(directory, step, keep)
+    ranks.lead(lambda: _drop(directory, step, keep))
     return place
 
 
