@@ -40,6 +40,7 @@ def joins(port: int) -> tuple[str, int]:
     total = torch.tensor(rank)
     dist.all_reduce(total)
     assert launch.store().add("noted", 0) == 0
+    dist.barrier()  # the store ends with its process
     return str(device), int(total)
 
 
