@@ -55,7 +55,7 @@ class Run:
         self, recipe: Recipe, out: str | Path, device: torch.device, show: Show, say: Say
     ) -> None:
         self.layout = RunLayout(recipe, dist.get_world_size() if dist.is_initialized() else 1)
-        self.crew = Crew(self.layout.layout)
+        self.crew = Crew(self.layout.layout, self.layout.full_shard)
         self.recipe, self.device = recipe, device
         self.show, self.say = (show, say) if self.crew.speaks else (_silent, _silent)
         self.folder = RunFolder(out) if self.crew.speaks else SilentFolder(out)
@@ -136,8 +136,10 @@ class Run:
         """A trainer at step 0."""
         recipe = self.recipe
         model = self._build_model(compute_dtype(recipe.precision.compute, self.device))
-        zero1 = recipe.parallel.zero1
-        parallel = Parallel(model, self.crew.mesh, zero1, plan=self.layout.plan_on(self.device))
+        asked, plan = recipe.parallel, self.layout.plan_on(self.device)
+        parallel = Parallel(
+            model, self.crew.mesh, asked.zero1, plan=plan, full_shard=asked.full_shard
+        )
         return Trainer.start(model, recipe.optim, recipe.guard, recipe.ema, parallel)
 
     def _build_model(self, dtype: torch.dtype | None) -> Transformer:
