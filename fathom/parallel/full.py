@@ -74,7 +74,7 @@ class FullShard:
     """A model whose parameters lie in shards over the ranks that hold the same ones."""
 
     def __init__(self, model: Transformer, mesh: Mesh, parameters: list[Named]) -> None:
-        """All ranks together, after `shard_experts` and before anything holds on to parameters.
+        """All ranks together, after `shard_experts` and `set_compute_dtype`, before anything holds on to parameters.
 
         Raises `ParallelError` for a pipeline.
         """
