@@ -21,7 +21,7 @@ from fathom.planning.search import Task, choose
 from fathom.planning.what_if import WHAT_IFS
 from fathom.runs.parallel import ParallelConfig
 from fathom.runs.recipe import Recipe, load_recipe
-from fathom.runs.sections import Stage
+from fathom.runs.stage import Stage
 
 SHOWN = 20
 """Layouts of a sweep that are shown."""
