@@ -90,7 +90,7 @@ def sweep(task: Task, like: PlannedLayout) -> list[Candidate]:
 
 def alternatives(task: Task, like: PlannedLayout, most: int = 5) -> list[Candidate]:
     """The layouts that fit, nearest to `like` first: fewest doublings and halvings of pp, dp, ep and micro-batch,
-    another schedule or recomputation counting as one; at equal distance the faster.
+    another schedule, recomputation, overlap or interleaving counting as one each; at equal distance the faster.
     """
     smaller = [like]
     if like.micro_batch > 1:
