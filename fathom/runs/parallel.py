@@ -29,6 +29,11 @@ class ParallelConfig:
     zero1: bool = True
     """Shard AdamW's moments over the ranks that hold the same weights (report §3.2); no matter on one process."""
 
+    @property
+    def processes(self) -> int:
+        """The fewest that this can be laid out over; a multiple will do too."""
+        return self.pp * self.ep
+
     def __post_init__(self) -> None:
         for key in ("pp", "ep", "devices_per_node"):
             value = getattr(self, key)
