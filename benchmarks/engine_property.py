@@ -26,7 +26,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import fathom
 from fathom.inference import Engine, Sampling
-from tests.inference.test_engine import with_blocks
+from tests.inference.engines import with_blocks
 from tests.inference.traffic import Expected, Traffic
 from tests.model.tiny import random_fields, scramble, tiny_config, v2_twin, v3_twin
 

@@ -83,7 +83,7 @@ lr_end = 3e-4
 decay_steps = {second}
 """
 COLUMNS = ("", "killed", "where", "lines then", "went on from", "outcome")
-OF_THE_CLOCK = ("seconds", "tokens_per_second", "mfu")
+OF_THE_CLOCK = ("seconds", "tokens_per_second", "mfu", "slowest_rank", "slowest_ratio")
 
 CHILD = """
 import os, signal, sys
@@ -205,7 +205,8 @@ def _tensors(checkpoint: Path) -> dict[str, str]:
     found = {"folder": checkpoint.name, "state": (checkpoint / "state.json").read_text()}
     for path in sorted(checkpoint.glob("*.safetensors")):
         tensors = load_file(path)
-        found |= {name: _hash(tensor.numpy().tobytes()) for name, tensor in tensors.items()}
+        hashes = {name: _hash(tensor.numpy().tobytes()) for name, tensor in tensors.items()}
+        found |= {f"{path.name}/{name}": each for name, each in hashes.items()}
     return found
 
 

@@ -30,7 +30,7 @@ from fathom import Transformer, load_recipe, losses
 from fathom.data.loader import Batch
 from fathom.planning import training_memory
 from fathom.planning.cluster import DEVICES
-from fathom.planning.layout import Layout
+from fathom.planning.layout import PlannedLayout
 from fathom.planning.rank_memory import fullest_rank
 from fathom.runs.recipe import Recipe
 from fathom.train.loop import Trainer, accumulate_gradients, clip, update_bias
@@ -175,7 +175,7 @@ def compare(name: str, recompute: bool) -> list[Row]:
     measured["logits"] = measured.pop("heads") + logits
     measured["peak"] = measured["weights"] + measured["moments"] + peak
     plans = asdict(planned) | {"peak": planned.total}
-    layout = Layout(
+    layout = PlannedLayout(
         micro_batch=step.micro_batch,
         recompute="report" if recompute else "none",
         fp8=False,

@@ -15,17 +15,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import httpx
-import torch
-from tokenizers import AddedToken
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import fathom
-from fathom.data import Tokenizer
-from fathom.data.chat import CHAT_TEMPLATE
-from fathom.data.vocabulary import BOS, EOS, PAD, train_bpe
+from tests.speaking import small_model, talking_tokenizer
 
 NAME = "loaded"
-PARTS = ("calls", "call", "outputs", "output")
-TOOL_TOKENS = [f"<｜tool▁{p}▁{e}｜>" for p in PARTS for e in ("begin", "end")] + ["<｜tool▁sep｜>"]
 
 
 @dataclass
@@ -54,33 +50,24 @@ class Served:
 
 def save_small_model(folder: Path) -> None:
     """A random model of a million parameters with one MTP module, and a tokenizer that knows conversations."""
-    backend = train_bpe(["def greet(name):\n    return f'Hello, {name}!'\n" * 30], 500)
-    backend.add_special_tokens([AddedToken(s, normalized=False, special=True) for s in TOOL_TOKENS])
-    settings = {"bos_token": BOS, "eos_token": EOS, "pad_token": PAD}
-    tokenizer = Tokenizer(backend.to_str(), {**settings, "chat_template": CHAT_TEMPLATE})
-    torch.manual_seed(0)
-    config = fathom.ModelConfig(
-        vocab_size=tokenizer.vocab_size,
+    tokenizer = talking_tokenizer()
+    model = small_model(
+        tokenizer.vocab_size,
         hidden_size=128,
         intermediate_size=256,
         moe_intermediate_size=64,
         num_hidden_layers=4,
         num_attention_heads=4,
-        q_lora_rank=None,
         kv_lora_rank=32,
         qk_nope_head_dim=16,
         qk_rope_head_dim=16,
         v_head_dim=16,
         n_routed_experts=8,
-        num_experts_per_tok=2,
-        n_group=1,
-        topk_group=1,
-        first_k_dense_replace=1,
         max_position_embeddings=1024,
         num_nextn_predict_layers=1,
         initializer_range=0.1,
     )
-    fathom.save(fathom.Transformer(config), folder, tokenizer)
+    fathom.save(model, folder, tokenizer)
 
 
 @contextmanager

@@ -34,7 +34,7 @@ def processes_meant(recipe: Recipe) -> int:
     """As many as torchrun has started, else the fewest that the recipe's layout needs."""
     if launch.launched():
         return int(os.environ["WORLD_SIZE"])
-    return recipe.parallel.pp * recipe.parallel.ep
+    return recipe.parallel.processes
 
 
 def print_layout(layout: RunLayout) -> None:

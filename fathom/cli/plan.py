@@ -10,9 +10,9 @@ from typing import Annotated, Any
 import typer
 
 from fathom.errors import PlanError, did_you_mean
-from fathom.planning.bubble import schedule as find_schedule
+from fathom.parallel.schedules import traits
 from fathom.planning.cluster import Cluster, read_cluster
-from fathom.planning.layout import Layout
+from fathom.planning.layout import PlannedLayout
 from fathom.planning.plan import Plan
 from fathom.planning.plan_values import as_values
 from fathom.planning.rates import Rates
@@ -21,7 +21,7 @@ from fathom.planning.search import Task, choose
 from fathom.planning.what_if import WHAT_IFS
 from fathom.runs.parallel import ParallelConfig
 from fathom.runs.recipe import Recipe, load_recipe
-from fathom.runs.sections import Stage
+from fathom.runs.stage import Stage
 
 SHOWN = 20
 """Layouts of a sweep that are shown."""
@@ -163,12 +163,12 @@ def _cluster(text: str, price: float | None) -> Cluster:
     return replace(found, device=replace(found.device, price=price))
 
 
-def _layout(recipe: Recipe, task: Task, stage: Stage, wishes: dict[str, Any]) -> Layout:
+def _layout(recipe: Recipe, task: Task, stage: Stage, wishes: dict[str, Any]) -> PlannedLayout:
     """What was wished for; the rest as in the report where that can be, or the fastest that fits."""
     wanted = {key: value for key, value in wishes.items() if value is not None}
     device = task.cluster.device
     fp8 = wanted.get("fp8", device.fp8 > 0 and recipe.precision.compute != "float32")
-    like = Layout(
+    like = PlannedLayout(
         micro_batch=wanted.get("micro_batch", stage.micro_batch or _whole_batch(task)),
         recompute=wanted.get("recompute", "report" if recipe.precision.recompute else "none"),
         fp8=fp8,
@@ -186,14 +186,14 @@ def _layout(recipe: Recipe, task: Task, stage: Stage, wishes: dict[str, Any]) ->
             f"pp = {pp} must divide the {task.cluster.devices} devices of {task.cluster.name}; take a divisor"
         )
     if "schedule" in wanted:
-        find_schedule(wanted["schedule"])
+        traits(wanted["schedule"])  # refuses a name that there is not
     for key in ("schedule", "interleave"):
         if key in wanted and pp == 1:
             raise PlanError(
                 f"--{key} {wanted[key]} does nothing in a pipeline of one rank; give --pp above 1 too"
             )
     layout = replace(like, **{**wanted, "pp": pp, "dp": task.cluster.devices // pp})
-    return replace(layout, overlap=wanted.get("overlap", layout.plan.overlaps and pp > 1))
+    return replace(layout, overlap=wanted.get("overlap", layout.traits.overlaps and pp > 1))
 
 
 def _whole_batch(task: Task) -> int:

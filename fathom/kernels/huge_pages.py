@@ -10,12 +10,13 @@ Nothing depends on it: where the system refuses, tensors stay as they are.
 from __future__ import annotations
 
 import ctypes
-import sys
 from collections.abc import Iterable
 from functools import cache
 from typing import Any
 
 from torch import Tensor
+
+from fathom.kernels.libc import libc
 
 _SIZE = 2 << 20
 _HUGEPAGE, _COLLAPSE = 14, 25  # of <linux/mman.h>
@@ -26,16 +27,9 @@ _WORTH = 4 * _SIZE
 
 @cache
 def _madvise() -> Any | None:
-    if not sys.platform.startswith("linux"):
-        return None
-    try:
-        function = ctypes.CDLL(None).madvise
-    except (OSError, AttributeError):
-        return None
-    function.argtypes, function.restype = (
-        [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int],
-        ctypes.c_int,
-    )
+    function = libc("madvise")
+    if function is not None:
+        function.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
     return function
 
 

@@ -2,6 +2,7 @@
 
 Nothing here builds a model or measures a machine; every figure can be checked with a pencil.
 
+>>> from fathom import ModelConfig
 >>> count_parameters(ModelConfig()).main
 671026404352
 """

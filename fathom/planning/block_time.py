@@ -14,7 +14,7 @@ from fathom.model import ModelConfig
 from fathom.planning.cluster import Device
 from fathom.planning.communication import combine, dispatch
 from fathom.planning.flops import core_flops
-from fathom.planning.layout import Layout
+from fathom.planning.layout import PlannedLayout
 from fathom.planning.rates import BYTES, SCALE, Rates, product_seconds
 
 
@@ -55,6 +55,11 @@ class Work:
         """Both parts."""
         return self.inputs + self.weights
 
+    @property
+    def total(self) -> float:
+        """Forward and backward."""
+        return self.forward + self.backward
+
     def scaled(self, factor: float) -> Work:
         """The same on fewer SMs."""
         return Work(factor * self.forward, factor * self.inputs, factor * self.weights)
@@ -87,7 +92,7 @@ class Setting:
     """What every time depends on."""
 
     config: ModelConfig
-    layout: Layout
+    layout: PlannedLayout
     device: Device
     rates: Rates
     seq_len: int

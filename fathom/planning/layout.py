@@ -12,7 +12,7 @@ from functools import cached_property
 
 from fathom.errors import PlanError
 from fathom.model import ModelConfig
-from fathom.planning.bubble import Schedule, schedule
+from fathom.parallel.schedules import Traits, in_flight, traits
 from fathom.planning.cluster import Cluster
 from fathom.planning.layer_split import split_layers
 
@@ -20,8 +20,13 @@ RECOMPUTE = ("none", "report", "full")
 
 
 @dataclass(frozen=True)
-class Layout:
-    """A training layout; `check` says whether it can be for a model and a cluster."""
+class PlannedLayout:
+    """A layout on paper, and how a step is computed in it: all that its memory and time depend on.
+
+    `fathom.parallel.Layout` says which process does what in a world that there is, and refuses what can never be. This
+    one may be impossible, since a search makes many that are; `check` says whether it can be for a model and a cluster.
+    Nodes are the cluster's here.
+    """
 
     pp: int = 1
     """Ranks of a pipeline."""
@@ -32,7 +37,7 @@ class Layout:
     micro_batch: int = 1
     """Sequences computed at a time."""
     schedule: str = "1F1B"
-    """Pipeline schedule (`fathom.planning.bubble`)."""
+    """Pipeline schedule (`fathom.parallel.SCHEDULES`)."""
     interleave: int = 1
     """Stages on each rank of an interleaved 1F1B (Narayanan et al. 2021); 1: not interleaved."""
     overlap: bool = True
@@ -61,43 +66,42 @@ class Layout:
         return f"pp{self.pp} dp{self.dp} ep{self.ep}{micro}{pipeline}"
 
     @cached_property
-    def plan(self) -> Schedule:
-        """What is known of the schedule."""
-        return schedule(self.schedule)
+    def traits(self) -> Traits:
+        """What is so of the schedule whatever the numbers."""
+        return traits(self.schedule)
 
     @property
     def stages(self) -> int:
-        """Different stages along the pipeline: two directions share theirs, the two halves of a V do not."""
-        per_rank = self.plan.stages_per_rank if self.plan.copies == 1 else 1
-        return self.pp * per_rank * self.interleave
+        """Different stages along the pipeline."""
+        return self.bubble_stages * self.interleave
 
     @property
     def bubble_stages(self) -> int:
         """PP of the schedule's formula."""
-        return self.pp * (self.plan.stages_per_rank if self.plan.copies == 1 else 1)
+        return self.traits.stages(self.pp)
 
     def held(self, rank: int) -> tuple[int, ...]:
-        """Stages of a rank: its own; the mirror image's too; every pp-th when interleaved."""
-        if self.plan.stages_per_rank == 2:
-            return rank, self.stages - 1 - rank
-        return tuple(range(rank, self.stages, self.pp))
+        """Stages of a rank: the schedule's; every pp-th when interleaved."""
+        if self.interleave > 1:
+            return tuple(range(rank, self.stages, self.pp))
+        return self.traits.held(rank, self.pp)
 
     def in_flight(self, rank: int, micro_batches: int) -> tuple[float, ...]:
         """Micro-batches whose activations each stage of `held(rank)` keeps at most."""
-        counts = self.plan.in_flight(self.pp, rank, micro_batches)
-        if (
-            self.interleave > 1
-        ):  # Narayanan et al. 2021: (1 + (pp - 1) / (pp v)) times the first rank's pp
-            counts = ((counts[0] + (self.pp - 1) / self.interleave),) * self.interleave
-        return tuple(min(micro_batches, count) for count in counts)
+        counts = in_flight(self.schedule, self.pp, rank, micro_batches)
+        if self.interleave == 1:
+            return counts
+        # Narayanan et al. 2021: (1 + (pp - 1) / (pp v)) times the first rank's pp
+        count = min(micro_batches, counts[0] + (self.pp - 1) / self.interleave)
+        return (count,) * self.interleave
 
 
-REPORT = Layout(pp=16, dp=128, ep=64, schedule="DualPipe")
+REPORT = PlannedLayout(pp=16, dp=128, ep=64, schedule="DualPipe")
 """Report §3.1-3.3: 16-way pipeline, 64-way experts, ZeRO-1, DualPipe, FP8, recomputation, BF16 moments.
 The micro-batch of one sequence is our reading of the published traces (sequence 4,096)."""
 
 
-def check(layout: Layout, config: ModelConfig, cluster: Cluster, batch: int) -> None:
+def check(layout: PlannedLayout, config: ModelConfig, cluster: Cluster, batch: int) -> None:
     """Raise `PlanError` unless this layout can be: value, constraint, remedy."""
     check_settings(layout, cluster)
     _check_counts(layout, config, cluster)
@@ -105,7 +109,7 @@ def check(layout: Layout, config: ModelConfig, cluster: Cluster, batch: int) -> 
     micro_batches(layout, batch)
 
 
-def check_settings(layout: Layout, cluster: Cluster) -> None:
+def check_settings(layout: PlannedLayout, cluster: Cluster) -> None:
     """The part of `check` that no choice of pp, dp and ep mends."""
     for key in ("pp", "dp", "ep", "micro_batch", "interleave"):
         if getattr(layout, key) < 1:
@@ -122,7 +126,7 @@ def check_settings(layout: Layout, cluster: Cluster) -> None:
         cluster.device.peak("fp8")
 
 
-def _check_counts(layout: Layout, config: ModelConfig, cluster: Cluster) -> None:
+def _check_counts(layout: PlannedLayout, config: ModelConfig, cluster: Cluster) -> None:
     if layout.world != cluster.devices:
         raise PlanError(
             f"pp {layout.pp} x dp {layout.dp} = {layout.world} devices, but {cluster.name} has {cluster.devices}; "
@@ -141,13 +145,13 @@ def _check_counts(layout: Layout, config: ModelConfig, cluster: Cluster) -> None
         raise PlanError(f"ep = {layout.ep} must be 1: the model has no experts to divide; lower it")
 
 
-def _check_pipeline(layout: Layout, config: ModelConfig) -> None:
+def _check_pipeline(layout: PlannedLayout, config: ModelConfig) -> None:
     layers = config.num_hidden_layers
     if layout.interleave > 1 and layout.schedule != "1F1B":
         raise PlanError(
             f"interleave = {layout.interleave} is for 1F1B and the schedule is {layout.schedule}; leave it at 1"
         )
-    if layout.schedule in ("DualPipe", "DualPipeV", "ZBV") and layout.bubble_stages % 2:
+    if layout.traits.parts == 2 and layout.bubble_stages % 2:
         raise PlanError(
             f"{layout.schedule} needs an even number of stages and pp = {layout.pp} gives {layout.bubble_stages}; "
             f"change pp or the schedule"
@@ -165,7 +169,7 @@ def _check_pipeline(layout: Layout, config: ModelConfig) -> None:
         )
 
 
-def micro_batches(layout: Layout, batch: int) -> int:
+def micro_batches(layout: PlannedLayout, batch: int) -> int:
     """Micro-batches of one pipeline in a step of `batch` sequences."""
     at_a_time = layout.dp * layout.micro_batch
     if batch % at_a_time:
@@ -174,13 +178,13 @@ def micro_batches(layout: Layout, batch: int) -> int:
             f"{at_a_time}; change one of them"
         )
     count = batch // at_a_time
-    least = 2 * layout.pp if layout.plan.overlaps and layout.pp > 1 else 1
-    if count < least:  # DualPipe's repository: an even number, and two for every rank at least
+    least = layout.traits.least(layout.pp) if layout.pp > 1 else 1
+    if count < least:
         raise PlanError(
             f"{layout.schedule} over {layout.pp} ranks needs {least} micro-batches, and a batch of {batch} has {count} "
             f"for each of {layout.dp} pipelines; lower dp or the micro-batch, or take 1F1B"
         )
-    if layout.plan.overlaps and layout.pp > 1 and count % 2:
+    if layout.traits.copies == 2 and layout.pp > 1 and count % 2:
         raise PlanError(
             f"{layout.schedule} needs an even number of micro-batches and has {count}; change the batch or dp"
         )
@@ -205,7 +209,7 @@ class Stage:
     """Whether it has the final norm and the head."""
 
 
-def stages(layout: Layout, config: ModelConfig, mtp: bool = True) -> list[Stage]:
+def stages(layout: PlannedLayout, config: ModelConfig, mtp: bool = True) -> list[Stage]:
     """Every stage's blocks; embedding with the first, head and MTP with the last (§3.2.3)."""
     layers = config.num_hidden_layers
     ranks = tuple(layout.held(rank) for rank in range(layout.pp))

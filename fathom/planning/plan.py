@@ -6,8 +6,8 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 
 from fathom.model import ModelConfig
+from fathom.parallel.schedules import SCHEDULES
 from fathom.planning import serving
-from fathom.planning.bubble import SCHEDULES
 from fathom.planning.communication import (
     combine,
     copies,
@@ -15,7 +15,7 @@ from fathom.planning.communication import (
     pipeline_bytes,
     reduce_bytes,
 )
-from fathom.planning.layout import Layout, check, has_experts, micro_batches
+from fathom.planning.layout import PlannedLayout, check, has_experts, micro_batches
 from fathom.planning.parameters import Parameters, count_parameters
 from fathom.planning.published import V3, Prediction, predictions
 from fathom.planning.rank_memory import (
@@ -43,7 +43,7 @@ class Plan:
     """Of the recipe."""
     task: Task
     """Model, cluster, rates, and the sequence length and batch that a step is shown for."""
-    layout: Layout
+    layout: PlannedLayout
     segments: tuple[Segment, ...]
 
     def __post_init__(self) -> None:
@@ -69,7 +69,7 @@ class Plan:
         """The rank that needs most, and its memory."""
         return self._fullest(self.layout)
 
-    def _fullest(self, layout: Layout) -> tuple[int, RankMemory]:
+    def _fullest(self, layout: PlannedLayout) -> tuple[int, RankMemory]:
         return fullest_rank(
             self.config,
             layout,
@@ -110,7 +110,7 @@ class Plan:
         """One step."""
         return self._step(self.layout)
 
-    def _step(self, layout: Layout) -> StepTime:
+    def _step(self, layout: PlannedLayout) -> StepTime:
         task = self.task
         return step_time(
             task.config,
@@ -133,12 +133,10 @@ class Plan:
         if self.layout.pp == 1:
             return {}
         found = {}
-        for name, schedule in SCHEDULES.items():
+        for name in SCHEDULES:
             other = replace(self.layout, schedule=name, interleave=1, split=None)
-            stages = other.pp * (schedule.stages_per_rank if schedule.copies == 1 else 1)
-            if stages <= self.config.num_hidden_layers + 1 and not (
-                schedule.stages_per_rank == 2 and stages % 2
-            ):
+            uneven = other.traits.parts == 2 and other.stages % 2
+            if other.stages <= self.config.num_hidden_layers + 1 and not uneven:
                 found[name] = self._step(other)
         return found
 
@@ -231,9 +229,9 @@ class Plan:
             (rank_parameters(config, layout, r, self.task.mtp) for r in range(layout.pp)),
             key=lambda p: p.total,
         )
-        shared = reduce_bytes(most.shared, layout.dp * layout.plan.copies, layout.zero1)
+        shared = reduce_bytes(most.shared, layout.dp * layout.traits.copies, layout.zero1)
         experts = reduce_bytes(
-            most.experts, layout.dp * layout.plan.copies / layout.ep, layout.zero1
+            most.experts, layout.dp * layout.traits.copies / layout.ep, layout.zero1
         )
         tokens = self.task.seq_len * layout.micro_batch
         return {

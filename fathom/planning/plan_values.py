@@ -7,11 +7,13 @@ from dataclasses import asdict, fields
 from typing import Any
 
 from fathom.planning import serving
-from fathom.planning.layout import Layout
+from fathom.planning.layout import PlannedLayout
 from fathom.planning.plan import Plan
+from fathom.planning.published import Prediction
 from fathom.planning.run_cost import PUBLISHED_HOURS, PUBLISHED_PRICE
 from fathom.planning.search import Candidate
 from fathom.planning.step_time import StepTime
+from fathom.planning.what_if import Outcome
 
 
 def as_values(plan: Plan, most: int | None = None) -> dict[str, Any]:
@@ -59,32 +61,13 @@ def as_values(plan: Plan, most: int | None = None) -> dict[str, Any]:
         "published": _published() if plan.is_report else None,
         "alternatives": [candidate_values(one) for one in plan.alternatives],
         "sweep": None if most is None else [candidate_values(c) for c in plan.swept[:most]],
-        "what_ifs": [
-            {
-                "name": one.what_if.name,
-                "says": one.what_if.says,
-                "tokens_per_second_per_gpu": one.step.tokens_per_second,
-                "gain": one.gain,
-            }
-            for one in plan.what_ifs
-        ],
-        "predictions": [
-            {
-                "who": one.point.who,
-                "cluster": one.point.cluster,
-                "published": one.point.published,
-                "predicted": one.predicted,
-                "error": one.error,
-                "source": one.point.source,
-                "differs": one.point.differs,
-            }
-            for one in plan.predictions
-        ],
+        "what_ifs": [what_if_values(one) for one in plan.what_ifs],
+        "predictions": [prediction_values(one) for one in plan.predictions],
         "serving": _serving(plan),
     }
 
 
-def layout_values(layout: Layout) -> dict[str, Any]:
+def layout_values(layout: PlannedLayout) -> dict[str, Any]:
     """A layout's fields."""
     return {field.name: getattr(layout, field.name) for field in fields(layout)}
 
@@ -103,6 +86,29 @@ def candidate_values(one: Candidate) -> dict[str, Any]:
         "memory_bytes": one.memory.total,
         "tokens_per_second_per_gpu": one.step.tokens_per_second,
         "bubble_fraction": one.step.bubble_fraction,
+    }
+
+
+def what_if_values(one: Outcome) -> dict[str, Any]:
+    """What changed hardware would give."""
+    return {
+        "name": one.what_if.name,
+        "says": one.what_if.says,
+        "tokens_per_second_per_gpu": one.step.tokens_per_second,
+        "gain": one.gain,
+    }
+
+
+def prediction_values(one: Prediction) -> dict[str, Any]:
+    """A published run beside the planner's figure for it."""
+    return {
+        "who": one.point.who,
+        "cluster": one.point.cluster,
+        "published": one.point.published,
+        "predicted": one.predicted,
+        "error": one.error,
+        "source": one.point.source,
+        "differs": one.point.differs,
     }
 
 

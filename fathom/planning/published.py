@@ -1,7 +1,8 @@
 """What others have measured, and what this planner says of the same runs: one set of constants, none fitted to these.
 
-Layouts as published; where the published run does something that a `Layout` cannot say, `differs` tells what. The first
-is a whole run of months, its interruptions included; the others are benchmarks of a few steps with even expert loads.
+Layouts as published; where the published run does something that a `PlannedLayout` cannot say, `differs` tells what.
+The first is a whole run of months, its interruptions included; the others are benchmarks of a few steps with even
+expert loads.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from dataclasses import dataclass
 
 from fathom.model import ModelConfig
 from fathom.planning.cluster import read_cluster
-from fathom.planning.layout import REPORT, Layout
+from fathom.planning.layout import REPORT, PlannedLayout
 from fathom.planning.rates import Rates
 from fathom.planning.step_time import StepTime, step_time
 
@@ -42,7 +43,7 @@ class Point:
 
     who: str
     cluster: str
-    layout: Layout
+    layout: PlannedLayout
     batch: int
     """Sequences of 4,096 in a step."""
     published: float
@@ -70,7 +71,7 @@ POINTS = (
     Point(
         who="Megatron-Bridge",
         cluster="h100x1024",
-        layout=Layout(pp=8, dp=128, ep=64, schedule="1F1B", interleave=4, overlap=True),
+        layout=PlannedLayout(pp=8, dp=128, ep=64, schedule="1F1B", interleave=4, overlap=True),
         batch=8192,
         published=1297,
         source="NVIDIA-NeMo/Megatron-Bridge, docs/performance-summary-archive.md, 25.09, dropless",
@@ -79,7 +80,7 @@ POINTS = (
     Point(
         who="NeMo Automodel",
         cluster="h100x256",
-        layout=Layout(
+        layout=PlannedLayout(
             pp=4,
             dp=64,
             ep=64,
@@ -99,7 +100,7 @@ POINTS = (
     Point(
         who="torchtitan 16B",
         cluster="h100x8",
-        layout=Layout(
+        layout=PlannedLayout(
             dp=8,
             ep=8,
             micro_batch=4,

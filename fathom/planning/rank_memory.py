@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass
 from fathom.model import ModelConfig
 from fathom.planning.cluster import Device
 from fathom.planning.communication import copies
-from fathom.planning.layout import Layout, Stage, stages
+from fathom.planning.layout import PlannedLayout, Stage, stages
 from fathom.planning.memory import (
     block_activations,
     end_activations,
@@ -66,7 +66,7 @@ class Held:
         return self.shared + self.experts
 
 
-def held(config: ModelConfig, layout: Layout, stage: Stage) -> Held:
+def held(config: ModelConfig, layout: PlannedLayout, stage: Stage) -> Held:
     """Parameters of a stage on one of its ranks."""
     shared, experts = 0.0, 0.0
     matrix = config.vocab_size * config.hidden_size
@@ -88,7 +88,7 @@ def held(config: ModelConfig, layout: Layout, stage: Stage) -> Held:
 
 def rank_parameters(
     config: ModelConfig,
-    layout: Layout,
+    layout: PlannedLayout,
     rank: int,
     mtp: bool = True,
     every: list[Stage] | None = None,
@@ -110,7 +110,7 @@ def rank_parameters(
 
 def rank_memory(
     config: ModelConfig,
-    layout: Layout,
+    layout: PlannedLayout,
     device: Device,
     rank: int,
     *,
@@ -145,16 +145,16 @@ def rank_memory(
     )
 
 
-def _sharded(parameters: Held, layout: Layout) -> float:
+def _sharded(parameters: Held, layout: PlannedLayout) -> float:
     """Parameters whose optimiser state a rank holds; the two copies of a stage in DualPipe share the work."""
     if not layout.zero1:
         return parameters.total
-    ranks = layout.dp * layout.plan.copies
+    ranks = layout.dp * layout.traits.copies
     return parameters.shared / ranks + parameters.experts / (ranks / layout.ep)
 
 
 def _stage_bytes(
-    config: ModelConfig, layout: Layout, device: Device, stage: Stage, depth: int
+    config: ModelConfig, layout: PlannedLayout, device: Device, stage: Stage, depth: int
 ) -> float:
     """Bytes per token that a stage keeps of one micro-batch."""
     number = BYTES[device.compute]
@@ -167,7 +167,7 @@ def _stage_bytes(
     return number * sum(block_activations(config, i, recompute) for i in stage.layers) + end
 
 
-def _buffer_bytes(config: ModelConfig, layout: Layout, device: Device) -> float:
+def _buffer_bytes(config: ModelConfig, layout: PlannedLayout, device: Device) -> float:
     """Bytes per token of all-to-all buffers: what is sent and what arrives, once to dispatch and once to combine."""
     if layout.ep == 1:
         return 0.0
@@ -179,7 +179,7 @@ def _buffer_bytes(config: ModelConfig, layout: Layout, device: Device) -> float:
 
 def fullest_rank(
     config: ModelConfig,
-    layout: Layout,
+    layout: PlannedLayout,
     device: Device,
     *,
     seq_len: int,
@@ -205,7 +205,9 @@ def fullest_rank(
     return rank, found[rank]
 
 
-def host_ema_bytes(config: ModelConfig, layout: Layout, rank: int, mtp: bool = True) -> float:
+def host_ema_bytes(
+    config: ModelConfig, layout: PlannedLayout, rank: int, mtp: bool = True
+) -> float:
     """Bytes of host memory of an average of the weights (§3.2.3), where one is kept: FP32, sharded as masters are."""
     return 4 * _sharded(rank_parameters(config, layout, rank, mtp), layout)
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 
 from fathom.model import ModelConfig
 from fathom.planning.cluster import Cluster
-from fathom.planning.layout import Layout
+from fathom.planning.layout import PlannedLayout
 from fathom.planning.rates import Rates
 from fathom.planning.step_time import StepTime, step_time
 
@@ -96,7 +96,7 @@ class RunCost:
 
 def run_cost(
     config: ModelConfig,
-    layout: Layout,
+    layout: PlannedLayout,
     cluster: Cluster,
     rates: Rates,
     segments: Sequence[Segment],
@@ -121,7 +121,7 @@ def run_cost(
 
 def _step(
     config: ModelConfig,
-    layout: Layout,
+    layout: PlannedLayout,
     cluster: Cluster,
     rates: Rates,
     part: Segment,

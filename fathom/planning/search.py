@@ -12,8 +12,16 @@ from math import log2
 
 from fathom.errors import PlanError
 from fathom.model import ModelConfig
+from fathom.parallel.schedules import traits
 from fathom.planning.cluster import Cluster
-from fathom.planning.layout import REPORT, Layout, check, check_settings, has_experts, micro_batches
+from fathom.planning.layout import (
+    REPORT,
+    PlannedLayout,
+    check,
+    check_settings,
+    has_experts,
+    micro_batches,
+)
 from fathom.planning.rank_memory import RankMemory, fits, fullest_rank
 from fathom.planning.rates import Rates
 from fathom.planning.step_time import StepTime, step_time
@@ -23,7 +31,7 @@ from fathom.planning.step_time import StepTime, step_time
 class Candidate:
     """A layout and what it would be like."""
 
-    layout: Layout
+    layout: PlannedLayout
     memory: RankMemory
     """Of the fullest rank."""
     step: StepTime
@@ -46,7 +54,7 @@ class Task:
     batch: int
     mtp: bool = True
 
-    def candidate(self, layout: Layout) -> Candidate:
+    def candidate(self, layout: PlannedLayout) -> Candidate:
         """Weigh one layout; `PlanError` when it cannot be."""
         check(layout, self.config, self.cluster, self.batch)
         _, memory = fullest_rank(
@@ -69,7 +77,7 @@ class Task:
         return Candidate(layout, memory, step, fits(memory, self.cluster.device))
 
 
-def sweep(task: Task, like: Layout) -> list[Candidate]:
+def sweep(task: Task, like: PlannedLayout) -> list[Candidate]:
     """Every layout that can be, best first; what is not searched (FP8, ZeRO-1, micro-batch) is as in `like`."""
     found = []
     for layout in _layouts(task, like):
@@ -80,9 +88,9 @@ def sweep(task: Task, like: Layout) -> list[Candidate]:
     return sorted(found, key=lambda candidate: candidate.rank)
 
 
-def alternatives(task: Task, like: Layout, most: int = 5) -> list[Candidate]:
+def alternatives(task: Task, like: PlannedLayout, most: int = 5) -> list[Candidate]:
     """The layouts that fit, nearest to `like` first: fewest doublings and halvings of pp, dp, ep and micro-batch,
-    another schedule or recomputation counting as one; at equal distance the faster.
+    another schedule, recomputation, overlap or interleaving counting as one each; at equal distance the faster.
     """
     smaller = [like]
     if like.micro_batch > 1:
@@ -93,7 +101,7 @@ def alternatives(task: Task, like: Layout, most: int = 5) -> list[Candidate]:
     return fitting[:most]
 
 
-def choose(task: Task, like: Layout) -> Layout:
+def choose(task: Task, like: PlannedLayout) -> PlannedLayout:
     """The report's layout where it can be and fits, else the fastest that fits, else the fastest."""
     check_settings(like, task.cluster)
     report = replace(
@@ -113,7 +121,7 @@ def choose(task: Task, like: Layout) -> Layout:
     return found[0].layout
 
 
-def distance(one: Layout, other: Layout) -> float:
+def distance(one: PlannedLayout, other: PlannedLayout) -> float:
     """Changes between two layouts."""
     sizes = ("pp", "dp", "ep", "micro_batch")
     total = sum(abs(log2(getattr(one, key) / getattr(other, key))) for key in sizes)
@@ -121,7 +129,7 @@ def distance(one: Layout, other: Layout) -> float:
     return total + sum(getattr(one, key) != getattr(other, key) for key in kinds)
 
 
-def _layouts(task: Task, like: Layout) -> Iterator[Layout]:
+def _layouts(task: Task, like: PlannedLayout) -> Iterator[PlannedLayout]:
     devices = task.cluster.devices
     deepest = min(task.config.num_hidden_layers + 1, devices)
     for pp in _divisors(devices, deepest):
@@ -133,10 +141,9 @@ def _layouts(task: Task, like: Layout) -> Iterator[Layout]:
                 continue
             for schedule in schedules:
                 for recompute in dict.fromkeys((like.recompute, "report", "full")):
-                    overlap = schedule.startswith("DualPipe")
                     yield replace(
                         like, pp=pp, dp=dp, ep=ep, schedule=schedule, recompute=recompute,
-                        overlap=overlap, interleave=1, split=None,
+                        overlap=traits(schedule).overlaps, interleave=1, split=None,
                     )  # fmt: skip
 
 

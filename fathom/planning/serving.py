@@ -233,11 +233,11 @@ def prefill(
 ) -> Prefill:
     """Prompts of `prompt` tokens, 16K tokens at a time on a device (as in the published profile)."""
     from fathom.planning.block_time import Setting, block_time
-    from fathom.planning.layout import Layout
+    from fathom.planning.layout import PlannedLayout
 
     _check(config, unit)
     together = max(1, 16_384 // prompt)
-    layout = Layout(
+    layout = PlannedLayout(
         dp=unit.devices, ep=unit.devices, micro_batch=together, fp8=device.fp8 > 0, overlap=False
     )
     setting = Setting(config, layout, device, rates, prompt)

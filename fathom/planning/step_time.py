@@ -12,12 +12,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from fathom.model import ModelConfig
+from fathom.parallel.schedules import Costs, bubble_by_formula
 from fathom.planning.block_time import BlockTime, Setting, Work, block_time, end_time
-from fathom.planning.bubble import Costs, bubble
 from fathom.planning.cluster import DEVICES, Device
 from fathom.planning.communication import pipeline_bytes, reduce_bytes
 from fathom.planning.flops import flops_per_token
-from fathom.planning.layout import Layout, Stage, stages
+from fathom.planning.layout import PlannedLayout, Stage, stages
 from fathom.planning.overlap import pair_seconds
 from fathom.planning.rank_memory import Held, rank_parameters
 from fathom.planning.rates import Rates
@@ -93,7 +93,7 @@ class Chunk:
 
 def step_time(
     config: ModelConfig,
-    layout: Layout,
+    layout: PlannedLayout,
     device: Device,
     rates: Rates,
     *,
@@ -148,9 +148,9 @@ def _chunk(setting: Setting, stage: Stage, times: dict[int, BlockTime], mtp: boo
     return Chunk(tuple(times[layer] for layer in stage.layers), end)
 
 
-def overlaps(layout: Layout, count: float) -> bool:
+def overlaps(layout: PlannedLayout, count: float) -> bool:
     """Whether chunks run into one another: wanted, and enough micro-batches for a schedule with two directions."""
-    if layout.plan.overlaps and layout.pp > 1 and count < 2 * layout.pp:
+    if layout.traits.overlaps and layout.pp > 1 and count < layout.traits.least(layout.pp):
         return False
     return layout.overlap
 
@@ -161,7 +161,7 @@ def _rank_time(
     """(computation, exposed all-to-all) of a rank in a step, no bubble."""
     layout = setting.layout
     mine = [chunks[stage] for stage in layout.held(rank)]
-    share = count / 2 if layout.plan.copies == 2 else count
+    share = count / 2 if layout.traits.copies == 2 else count
     if not overlaps(layout, count):
         work = sum(chunk.work.forward + chunk.work.backward for chunk in mine)
         return share * work, share * sum(_passes(layout) * chunk.transfer for chunk in mine)
@@ -184,12 +184,12 @@ def _sm_factor(setting: Setting) -> float:
     return sms / (sms - taken)
 
 
-def _passes(layout: Layout) -> int:
+def _passes(layout: PlannedLayout) -> int:
     """All-to-all passes of a micro-batch: forward, backward, and forward again when all is made again."""
     return 3 if layout.recompute == "full" else 2
 
 
-def pair_time(ahead: Chunk, behind: Chunk, factor: float, layout: Layout) -> float:
+def pair_time(ahead: Chunk, behind: Chunk, factor: float, layout: PlannedLayout) -> float:
     """F&B of a forward and a backward chunk; blocks without a partner transfer in the open."""
     forward = [block for block in ahead.blocks if block.transfer]
     backward = [block for block in behind.blocks if block.transfer]
@@ -214,14 +214,9 @@ def _slower(block: BlockTime, factor: float) -> BlockTime:
 def chunk_costs(setting: Setting, chunk: Chunk) -> Costs:
     """F, B, W and F&B of a stage, as the schedules' formulas want them; alone nothing is hidden."""
     layout, work = setting.layout, chunk.work
-    forward = work.forward + chunk.transfer
-    backward = work.backward + (_passes(layout) - 1) * chunk.transfer
-    both = (
-        pair_time(chunk, chunk, _sm_factor(setting), layout)
-        if layout.overlap
-        else forward + backward
-    )
-    return Costs(forward, backward, work.weights, both)
+    pair = pair_time(chunk, chunk, _sm_factor(setting), layout) if layout.overlap else None
+    again = (_passes(layout) - 1) * chunk.transfer
+    return Costs(work.forward + chunk.transfer, work.inputs + again, work.weights, pair=pair)
 
 
 def _bubble(setting: Setting, chunks: list[Chunk], count: float) -> float:
@@ -229,22 +224,22 @@ def _bubble(setting: Setting, chunks: list[Chunk], count: float) -> float:
     layout = setting.layout
     if layout.pp == 1:
         return 0.0
-    every = [chunk_costs(setting, chunk) for chunk in chunks]
-    slowest = max(every, key=lambda costs: costs.forward + costs.backward)
+    slowest = max(chunks, key=lambda chunk: chunk.work.total + _passes(layout) * chunk.transfer)
     name = layout.schedule
-    if layout.plan.overlaps and not overlaps(layout, count) and layout.overlap:
+    if layout.traits.overlaps and not overlaps(layout, count) and layout.overlap:
         name = "1F1B"
-    return max(0.0, bubble(name, layout.bubble_stages, slowest))
+    costs = chunk_costs(setting, slowest)
+    return max(0.0, bubble_by_formula(name, layout.bubble_stages, costs))
 
 
-def _all_to_all(layout: Layout, chunks: list[Chunk], rank: int, count: float) -> float:
-    share = count / 2 if layout.plan.copies == 2 else count
+def _all_to_all(layout: PlannedLayout, chunks: list[Chunk], rank: int, count: float) -> float:
+    share = count / 2 if layout.traits.copies == 2 else count
     return share * _passes(layout) * sum(chunks[stage].transfer for stage in layout.held(rank))
 
 
-def _reduce_seconds(layout: Layout, device: Device, rates: Rates, parameters: Held) -> float:
+def _reduce_seconds(layout: PlannedLayout, device: Device, rates: Rates, parameters: Held) -> float:
     """Rings over everything that has a copy of a parameter: experts dp / ep times, all else dp times."""
-    copies = layout.plan.copies
+    copies = layout.traits.copies
     total = 0.0
     for number, ranks in (
         (parameters.shared, layout.dp * copies),
@@ -256,8 +251,8 @@ def _reduce_seconds(layout: Layout, device: Device, rates: Rates, parameters: He
     return total / rate
 
 
-def _update_seconds(layout: Layout, device: Device, rates: Rates, parameters: Held) -> float:
+def _update_seconds(layout: PlannedLayout, device: Device, rates: Rates, parameters: Held) -> float:
     """Gradient read, master and two moments read and written, weights written."""
-    ranks = layout.dp * layout.plan.copies if layout.zero1 else 1
+    ranks = layout.dp * layout.traits.copies if layout.zero1 else 1
     mine = parameters.shared / ranks + parameters.experts / max(1.0, ranks / layout.ep)
     return mine * (4 + 8 + 4 * layout.moment_bytes + 2) / rates.bandwidth(device)

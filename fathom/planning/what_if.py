@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 
 from fathom.model import ModelConfig
 from fathom.planning.cluster import Device
-from fathom.planning.layout import Layout
+from fathom.planning.layout import PlannedLayout
 from fathom.planning.rates import Rates
 from fathom.planning.step_time import StepTime, step_time
 
@@ -68,7 +68,7 @@ class Outcome:
 
 def outcomes(
     config: ModelConfig,
-    layout: Layout,
+    layout: PlannedLayout,
     device: Device,
     rates: Rates,
     *,
@@ -90,7 +90,7 @@ def outcomes(
     return found
 
 
-def _concerns(one: WhatIf, layout: Layout) -> bool:
+def _concerns(one: WhatIf, layout: PlannedLayout) -> bool:
     shares_sms = layout.overlap and layout.ep > 1
     if one.name == "all":
         return shares_sms or layout.fp8

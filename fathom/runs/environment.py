@@ -45,6 +45,16 @@ def environment(device: torch.device, dtype: torch.dtype | None) -> dict[str, An
     }
 
 
+def what_changed(before: dict[str, Any], now: dict[str, Any]) -> str:
+    """In words, what of `DECISIVE` is not as it was; nothing where all is, or where there is no before."""
+    keys = [key for key in DECISIVE if before and before.get(key, now[key]) != now[key]]
+    if not keys:
+        return ""
+    only_layout = keys == ["layout"]
+    other = "laid out otherwise than" if only_layout else "not the machine this run was on"
+    return f"{other} before ({'; '.join(f'{key}: {before[key]} → {now[key]}' for key in keys)})"
+
+
 def processor() -> str:
     """The processor's name, as far as the system tells."""
     try:

@@ -20,7 +20,6 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from fathom.data.prepare import prepare
 from fathom.data.prepared import TokenData
 from fathom.data.progress import Say
 from fathom.errors import FathomError
@@ -30,7 +29,7 @@ from fathom.parallel import Parallel
 from fathom.parallel.export import export
 from fathom.runs.callbacks import begin_stage, spike_line, stage_callbacks
 from fathom.runs.crew import Crew
-from fathom.runs.environment import DECISIVE, environment
+from fathom.runs.environment import environment, what_changed
 from fathom.runs.folder import SPIKES, RunFolder, SilentFolder
 from fathom.runs.layout import RunLayout
 from fathom.runs.looking import check_needles
@@ -42,6 +41,7 @@ from fathom.runs.setting import Setting, Show
 from fathom.runs.stopping import asked_to_stop
 from fathom.runs.streams import stage_loader
 from fathom.runs.tensorboard import require_tensorboard
+from fathom.runs.token_data import token_data
 from fathom.train.checkpoint import checkpoints
 from fathom.train.loop import RollBack, StagePlan, Trainer, train_stage
 from fathom.train.memory import keep_freed_memory
@@ -89,17 +89,8 @@ class Run:
         """environment.json, with a word where it is not the one that the run began in."""
         now, before = environment(self.device, dtype), self.folder.read_environment()
         now |= {"processes": self.crew.size, "layout": self.layout.name}
-        keys = [key for key in DECISIVE if before and before.get(key, now[key]) != now[key]]
-        changed = [f"{key}: {before.get(key)} → {now[key]}" for key in keys]
-        if changed:
-            other = (
-                "laid out otherwise than"
-                if keys == ["layout"]
-                else "not the machine this run was on"
-            )
-            self.say(
-                f"{other} before ({'; '.join(changed)}); it goes on, but not to the last bit as it would have"
-            )
+        if changed := what_changed(before, now):
+            self.say(f"{changed}; it goes on, but not to the last bit as it would have")
         self.folder.write("environment.json", json.dumps(now, indent=1))
 
     def _read_data(self) -> TokenData:
@@ -109,28 +100,7 @@ class Run:
         return made[0] if made else TokenData.open(self.folder.data)
 
     def _prepare(self) -> TokenData:
-        source, ids = self.recipe.data, self.recipe.model.vocab_size
-        data = prepare(
-            self.folder.data,
-            source.sources,
-            source.tokenizer,
-            ids,
-            source.held_out,
-            source.held_out_kind,
-            self.recipe.seed,
-            fim_rate=source.fim_rate,
-            split_rate=source.split_rate,
-            dedup=source.dedup,
-            filters=source.filters,
-            weights=source.weights,
-            say=self.say,
-        )
-        if data.tokenizer.vocab_size < ids:
-            self.say(
-                f"the model has {ids:,} ids, the tokenizer {data.tokenizer.vocab_size:,}: the rest is never used "
-                f"(model.vocab_size could be smaller)"
-            )
-        return data
+        return token_data(self.recipe, self.folder.data, self.say)
 
     def _start(self) -> Trainer:
         """A trainer at step 0."""

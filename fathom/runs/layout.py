@@ -11,6 +11,7 @@ import torch
 from fathom.errors import ParallelError, ScheduleError
 from fathom.parallel import OVERLAPPED_ORDER, POSTED_EARLY, Layout, simulate
 from fathom.parallel.pipeline import Plan
+from fathom.runs.parallel import ParallelConfig
 from fathom.runs.recipe import Recipe, Stage
 
 
@@ -32,11 +33,11 @@ class RunLayout:
     def layout(self) -> Layout:
         """pp, dp and ep; dp follows from the number of processes."""
         asked, there = self.recipe.parallel, self.processes
-        if there % (asked.pp * asked.ep):
+        if there % asked.processes:
             raise ParallelError(
-                f"parallel.pp = {asked.pp} and ep = {asked.ep} need {asked.pp * asked.ep} processes or a multiple, and "
-                f"there {'is' if there == 1 else 'are'} {there}; start them with torchrun --nproc-per-node "
-                f"{asked.pp * asked.ep} -m fathom run …, or change parallel.pp and parallel.ep"
+                f"parallel.pp = {asked.pp} and ep = {asked.ep} need {asked.processes} processes or a multiple, and "
+                f"there {'is' if there == 1 else 'are'} {there}; start them with torchrun {_nodes(asked)} -m fathom "
+                f"run …, or change parallel.pp and parallel.ep"
             )
         return Layout(asked.pp, there // asked.pp, asked.ep, asked.devices_per_node)
 
@@ -115,6 +116,14 @@ class RunLayout:
                     f"stages.{stage.name}.batch gives a pipeline {share} sequences in micro-batches of {rows}: {error} "
                     f"(stages.{stage.name}.micro_batch, parallel.schedule)"
                 ) from error
+
+
+def _nodes(asked: ParallelConfig) -> str:
+    """What torchrun is told to start as few processes as can be."""
+    node = asked.devices_per_node
+    if node is None or asked.processes <= node:
+        return f"--nproc-per-node {asked.processes}"
+    return f"--nnodes {-(-asked.processes // node)} --nproc-per-node {node}"
 
 
 def _fits(plan: Plan, rows: int, shares: list[int]) -> bool:

@@ -31,6 +31,11 @@ class ParallelConfig:
     full_shard: bool = False
     """Shard weights and gradients too, and gather a block's weights where they are used (FSDP2); for pp = 1."""
 
+    @property
+    def processes(self) -> int:
+        """The fewest that this can be laid out over; a multiple will do too."""
+        return self.pp * self.ep
+
     def __post_init__(self) -> None:
         for key in ("pp", "ep", "devices_per_node"):
             value = getattr(self, key)

@@ -25,8 +25,8 @@ from fathom.runs.sections import (
     DataConfig,
     MonitorConfig,
     PrecisionConfig,
-    Stage,
 )
+from fathom.runs.stage import Stage
 from fathom.runs.tables import build, parse_value, to_toml, unknown
 from fathom.runs.timeline import Span, lay_out, span_at_step, span_at_tokens, total_tokens
 from fathom.train.ema import EmaConfig

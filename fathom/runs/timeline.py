@@ -13,7 +13,7 @@ from bisect import bisect_left
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from fathom.runs.sections import Stage
+from fathom.runs.stage import Stage
 
 
 @dataclass(frozen=True)

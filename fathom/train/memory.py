@@ -9,8 +9,7 @@ therefore made by whoever owns the process (a run, a benchmark), never by `impor
 
 from __future__ import annotations
 
-import ctypes
-import sys
+from fathom.kernels.libc import libc
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 _ONE_GIB = 1 << 30
@@ -18,10 +17,7 @@ _ONE_GIB = 1 << 30
 
 def keep_freed_memory() -> bool:
     """Ask glibc to reuse freed blocks below 1 GiB; False where there is no glibc."""
-    if not sys.platform.startswith("linux"):
-        return False
-    try:
-        mallopt = ctypes.CDLL(None).mallopt
-    except (OSError, AttributeError):
+    mallopt = libc("mallopt")
+    if mallopt is None:
         return False
     return bool(mallopt(_M_MMAP_THRESHOLD, _ONE_GIB) and mallopt(_M_TRIM_THRESHOLD, _ONE_GIB))

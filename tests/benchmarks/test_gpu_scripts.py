@@ -15,6 +15,8 @@ from typing import Any
 import pytest
 import torch
 
+from tests.parallel.processes import run
+
 FOLDER = Path(__file__).parents[2] / "benchmarks" / "gpu"
 
 
@@ -73,6 +75,20 @@ def test_weights_touched_are_those_of_a_real_step(monkeypatch: pytest.MonkeyPatc
     unused = (config.n_routed_experts - config.num_experts_per_tok) * 3
     unused *= config.hidden_size * config.moe_intermediate_size
     assert module.bytes_touched(config, 1, 0)["weights"] == pytest.approx(2 * (whole - unused))
+
+
+def of_a_pair(module: ModuleType) -> tuple[dict[str, float], dict[str, list[float]]]:
+    config = module.ModelConfig(**module.TOY).replace(num_hidden_layers=2)
+    layers = module.Layers(config, (2, 24), torch.device("cpu"))
+    return module.equal(layers), module.timed(layers, rounds=1)
+
+
+def test_pairs_that_send_to_themselves(monkeypatch: pytest.MonkeyPatch) -> None:
+    module = _module("parallel", monkeypatch)
+    [(difference, seconds)] = run(of_a_pair, 1, module)
+    assert difference.keys() == seconds.keys() and len(difference) == 2 * len(module.ORDERS)
+    assert max(difference.values()) <= module.CLOSE
+    assert all(one > 0 for times in seconds.values() for one in times)
 
 
 def test_refuses_a_machine_without_a_device(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,25 +12,10 @@ import fathom
 from fathom.data import Tokenizer
 from fathom.runs.execute import run
 from tests.cli.calling import call
+from tests.runs.tiny import MODEL, STAGE, tiny_recipe
+from tests.speaking import small_config
 
-CONFIG = fathom.ModelConfig(
-    vocab_size=300,
-    hidden_size=32,
-    intermediate_size=48,
-    moe_intermediate_size=16,
-    num_hidden_layers=2,
-    num_attention_heads=2,
-    q_lora_rank=None,
-    kv_lora_rank=16,
-    qk_nope_head_dim=8,
-    qk_rope_head_dim=4,
-    v_head_dim=8,
-    n_routed_experts=4,
-    num_experts_per_tok=2,
-    n_group=1,
-    topk_group=1,
-    first_k_dense_replace=1,
-)
+CONFIG = small_config(300)
 
 
 def export(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
@@ -64,46 +49,13 @@ def test_a_directory_without_tokenizer_says_so(
     assert fathom.load(tmp_path / "out").config == CONFIG
 
 
-RECIPE = """
-name = "tiny"
-[model]
-vocab_size = 300
-hidden_size = 32
-intermediate_size = 48
-moe_intermediate_size = 16
-num_hidden_layers = 2
-num_attention_heads = 2
-q_lora_rank = 0
-kv_lora_rank = 16
-qk_nope_head_dim = 8
-qk_rope_head_dim = 4
-v_head_dim = 8
-n_routed_experts = 4
-num_experts_per_tok = 2
-n_group = 1
-topk_group = 1
-first_k_dense_replace = 1
-tie_word_embeddings = true
-[data]
-sources = ["text.txt"]
-[[stages]]
-name = "pretrain"
-seq_len = 16
-batch = 2
-steps = 3
-lr = 1e-3
-[monitor]
-sample_tokens = 4
-"""
-
-
 @pytest.fixture
 def run_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A finished run of three steps, `run` in the present folder."""
     monkeypatch.chdir(tmp_path)
-    Path("tiny.toml").write_text(RECIPE)
     Path("text.txt").write_text("\n".join(f"def f{i}(x):\n    return x + {i}" for i in range(200)))
-    return run(fathom.load_recipe("tiny.toml"), "run")
+    model, stage = {**MODEL, "tie_word_embeddings": True}, {**STAGE, "steps": 3}
+    return run(tiny_recipe("text.txt", model=model, stages=[stage]), "run")
 
 
 def test_a_run_without_an_export_gives_its_newest_checkpoint(

@@ -19,37 +19,16 @@ from fathom.data import Tokenizer
 from fathom.data.chat import chat_ids
 from fathom.inference import Sampling, generate
 from tests.cli.calling import status_of
-
-CORPUS = ["def greet(name):\n    return f'Hello, {name}!'\n" * 30]
+from tests.speaking import GREETINGS, small_model
 
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run folder with an exported base model of random weights."""
     folder = tmp_path_factory.mktemp("runs") / "tiny"
-    torch.manual_seed(0)
-    config = fathom.ModelConfig(
-        vocab_size=300,
-        hidden_size=32,
-        intermediate_size=48,
-        moe_intermediate_size=16,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        q_lora_rank=None,
-        kv_lora_rank=16,
-        qk_nope_head_dim=8,
-        qk_rope_head_dim=8,
-        v_head_dim=8,
-        n_routed_experts=4,
-        num_experts_per_tok=2,
-        n_group=1,
-        topk_group=1,
-        first_k_dense_replace=1,
-        max_position_embeddings=64,
-        initializer_range=0.2,
-    )
+    model = small_model(300, max_position_embeddings=64)
     folder.mkdir()
-    fathom.save(fathom.Transformer(config), folder / "model", Tokenizer.train(CORPUS, 300))
+    fathom.save(model, folder / "model", Tokenizer.train([GREETINGS], 300))
     return folder
 
 

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
 
 import fathom
-from tests.inference.test_engine import SHAPES, model_of, random_wish, says, small_engine
+from tests.inference.engines import SHAPES, model_of, random_wish, says, small_engine
 from tests.inference.traffic import Expected, Traffic
 
 SHARED = [*range(40, 57)]

@@ -15,6 +15,7 @@ import fathom
 from fathom.data import Tokenizer
 from fathom.errors import GenerationError
 from fathom.inference import Engine, Guide, Output, Sampling
+from tests.inference.engines import nothing_is_left, small_engine
 from tests.inference.guides import (
     CHOICE,
     PERSON,
@@ -27,7 +28,6 @@ from tests.inference.guides import (
     model,
     tokenizer,
 )
-from tests.inference.test_engine import nothing_is_left, small_engine
 
 
 @pytest.mark.parametrize("seed", range(3))

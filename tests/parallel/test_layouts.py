@@ -24,7 +24,7 @@ from fathom.data.loader import Loader, Ring
 from fathom.model.moe import MoE
 from fathom.parallel import Layout, Mesh, Parallel
 from fathom.parallel.pipeline import Plan
-from fathom.parallel.schedules import stages_on
+from fathom.parallel.schedules import traits
 from fathom.train.ema import EmaConfig
 from fathom.train.guard import GuardConfig
 from fathom.train.loop import (
@@ -78,7 +78,7 @@ def pipe(schedule: str, pp: int, dp: int = 1, ep: int = 1, **fields: Any) -> Cas
     """One sequence at a time, so that there are enough micro-batches, and a layer for each stage."""
     return Case(
         Layout(pp=pp, dp=dp, ep=ep), micro_batch=1, schedule=schedule,
-        layers=stages_on(schedule, pp), **fields,
+        layers=traits(schedule).stages(pp), **fields,
     )  # fmt: skip
 
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from fathom.errors import PlanError
 from fathom.planning.cluster import read_cluster
 from fathom.planning.layer_split import even_split
-from fathom.planning.layout import REPORT, Layout, check, micro_batches, stages
+from fathom.planning.layout import REPORT, PlannedLayout, check, micro_batches, stages
 from fathom.planning.published import V3
 from fathom.planning.rank_memory import held, rank_parameters
 
@@ -34,14 +34,14 @@ def test_a_pipeline_holds_the_model_once_or_twice(name: str) -> None:
     """Parameters over all ranks: the model, twice for two directions, and MTP's second embedding."""
     from fathom.planning import count_parameters
 
-    layout = Layout(pp=8, dp=8, ep=8, schedule=name, fp8=False)
+    layout = PlannedLayout(pp=8, dp=8, ep=8, schedule=name, fp8=False)
     total = sum(
         part.shared + part.experts * layout.ep
         for part in (rank_parameters(V3, layout, rank) for rank in range(layout.pp))
     )
     model = count_parameters(V3)
     again = {"1F1B": 1, "ZB1P": 1}.get(name, 0) * model.vocabulary
-    assert total == layout.plan.copies * model.trained + again
+    assert total == layout.traits.copies * model.trained + again
     every = [held(V3, layout, part) for part in stages(layout, V3)]
     assert sum(p.shared + p.experts * layout.ep for p in every) == model.trained
 
@@ -100,10 +100,19 @@ def test_refused(changes: dict, said: str) -> None:
         check(replace(REPORT, **changes), V3, H800, 15360)
 
 
+def test_an_odd_number_of_micro_batches_is_for_one_direction() -> None:
+    """As `fathom.parallel.schedule` has it: only DualPipe halves them."""
+    with pytest.raises(
+        PlanError, match="DualPipe needs an even number of micro-batches and has 33"
+    ):
+        micro_batches(REPORT, 33 * 128)
+    assert micro_batches(replace(REPORT, schedule="DualPipeV"), 33 * 128) == 33
+
+
 def test_a_dense_model_has_no_experts_to_divide() -> None:
     dense = V3.replace(first_k_dense_replace=61, num_nextn_predict_layers=0)
     with pytest.raises(PlanError, match="no experts to divide"):
-        check(Layout(dp=8, ep=2), dense, read_cluster("h800x8"), 8)
+        check(PlannedLayout(dp=8, ep=2), dense, read_cluster("h800x8"), 8)
 
 
 def test_a_split_of_one_s_own() -> None:

@@ -8,7 +8,7 @@ import pytest
 
 from fathom.planning import training_memory
 from fathom.planning.cluster import DEVICES
-from fathom.planning.layout import REPORT, Layout
+from fathom.planning.layout import REPORT, PlannedLayout
 from fathom.planning.memory import block_activations, fp8_block_bytes
 from fathom.planning.published import V3
 from fathom.planning.rank_memory import (
@@ -26,7 +26,7 @@ H800 = DEVICES["h800"]
 
 @pytest.mark.parametrize("recompute", [False, True])
 def test_one_rank_is_what_a_dry_run_says(recompute: bool) -> None:
-    layout = Layout(
+    layout = PlannedLayout(
         micro_batch=3, fp8=False, recompute="report" if recompute else "none", moment_bytes=4
     )
     rank, memory = fullest_rank(TINY, layout, DEVICES["laptop"], seq_len=64, micro_batches=2)
@@ -38,7 +38,7 @@ def test_one_rank_is_what_a_dry_run_says(recompute: bool) -> None:
     assert memory.total == plain.total
 
 
-def memory_of(layout: Layout) -> RankMemory:
+def memory_of(layout: PlannedLayout) -> RankMemory:
     return fullest_rank(V3, layout, H800, seq_len=4096, micro_batches=120)[1]
 
 
@@ -90,7 +90,7 @@ def test_zero1_shards_masters_and_moments() -> None:
 
 
 def test_the_first_rank_of_1f1b_keeps_most() -> None:
-    layout = Layout(pp=16, dp=128, ep=64, schedule="1F1B")
+    layout = PlannedLayout(pp=16, dp=128, ep=64, schedule="1F1B")
     sizes = [
         rank_memory(V3, layout, H800, rank, seq_len=4096, micro_batches=120).activations
         for rank in range(1, 15)

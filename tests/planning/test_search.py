@@ -8,7 +8,7 @@ import pytest
 
 from fathom.errors import PlanError
 from fathom.planning.cluster import DEVICES, read_cluster
-from fathom.planning.layout import REPORT, Layout, check
+from fathom.planning.layout import REPORT, PlannedLayout, check
 from fathom.planning.published import V2_LITE, V3
 from fathom.planning.rates import Rates
 from fathom.planning.search import Task, alternatives, choose, distance, sweep
@@ -18,7 +18,7 @@ SMALL = Task(V2_LITE, read_cluster("h100x8"), Rates(), 4096, 64)
 
 
 def test_a_sweep_is_ranked_and_legal() -> None:
-    found = sweep(SMALL, Layout(dp=8, fp8=False))
+    found = sweep(SMALL, PlannedLayout(dp=8, fp8=False))
     assert len(found) > 20 and len({one.layout for one in found}) == len(found)
     assert [one.rank for one in found] == sorted(one.rank for one in found)
     for one in found:
@@ -60,5 +60,5 @@ def test_what_ifs_of_the_report() -> None:
 
 
 def test_what_ifs_that_change_nothing_are_left_out() -> None:
-    plain = Layout(dp=8, ep=8, overlap=False, fp8=False)
+    plain = PlannedLayout(dp=8, ep=8, overlap=False, fp8=False)
     assert outcomes(V2_LITE, plain, DEVICES["h100"], Rates(), seq_len=4096, batch=64) == []

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from fathom.planning import flops_per_token
 from fathom.planning.block_time import BlockTime, Setting, Work, block_time, end_time
 from fathom.planning.cluster import DEVICES
-from fathom.planning.layout import REPORT, Layout
+from fathom.planning.layout import REPORT, PlannedLayout
 from fathom.planning.overlap import pair_seconds
 from fathom.planning.published import V3
 from fathom.planning.rates import Rates
@@ -21,7 +21,7 @@ H800 = DEVICES["h800"]
 SMALL = V3.replace(num_hidden_layers=8, num_nextn_predict_layers=0)
 
 
-def step(layout: Layout = REPORT, rates: Rates | None = None, **changes: int) -> StepTime:
+def step(layout: PlannedLayout = REPORT, rates: Rates | None = None, **changes: int) -> StepTime:
     shape = {"seq_len": 4096, "batch": 15360} | changes
     return step_time(V3, layout, H800, rates or Rates(), **shape)
 
@@ -30,7 +30,7 @@ def test_a_step_at_ideal_rates_takes_its_operations() -> None:
     """All rates at their peak, memory and links endless: model FLOPs over the peak (plus attention's fifth product)."""
     endless = replace(H800, memory_bandwidth=1e30, intra_bandwidth=1e30, inter_bandwidth=1e30)
     ideal = Rates(bf16=1.0, attention=1.0, attention_backward=1.0, memory=1.0, communication_sms=0)
-    layout = Layout(dp=8, ep=8, overlap=False, recompute="none", fp8=False)
+    layout = PlannedLayout(dp=8, ep=8, overlap=False, recompute="none", fp8=False)
     found = step_time(SMALL, layout, endless, ideal, seq_len=4096, batch=64, mtp=False)
     operations = flops_per_token(SMALL, 4096, mtp=False)
     attention = 8 * 2 * 128 * (192 + 128) * 4097 / 2
@@ -67,7 +67,7 @@ def test_a_rank_without_head_computes_on_112_of_132_sms() -> None:
 
 
 def test_no_overlap_among_devices_that_share_no_experts() -> None:
-    alone = Layout(pp=16, dp=128, schedule="1F1B")
+    alone = PlannedLayout(pp=16, dp=128, schedule="1F1B")
     found = step(alone)
     assert found.exposed == 0 and found.all_to_all == 0
     assert found.compute == pytest.approx(step(replace(alone, overlap=False)).compute)
@@ -89,7 +89,7 @@ def test_schedules_in_the_order_of_table_2() -> None:
     plain = [step(replace(REPORT, schedule=name, overlap=False)) for name in ("1F1B", "ZB1P")]
     dual = step()
     assert plain[0].bubble > plain[1].bubble > dual.bubble > 0
-    inter = step(Layout(pp=16, dp=128, ep=64, schedule="1F1B", interleave=2, overlap=False))
+    inter = step(PlannedLayout(pp=16, dp=128, ep=64, schedule="1F1B", interleave=2, overlap=False))
     assert inter.bubble < 0.8 * plain[0].bubble  # the head is in one of the smaller stages
 
 
@@ -143,6 +143,13 @@ def test_a_pair_lies_between_its_bounds(ahead: BlockTime, behind: BlockTime) -> 
     send = ahead.transfer + behind.transfer
     found = pair_seconds(ahead, behind)
     assert max(compute, send) - 1e-9 <= found <= compute + send + 1e-9
+
+
+def test_gradients_of_combine_take_the_way_of_dispatch() -> None:
+    """A slow way back of gradients hides the weight gradients of the MLP behind it, a slow way there does not."""
+    none, mlp = BlockTime(Work(), Work(), 0.0, 0.0), Work(0.0, 1.0, 3.0)
+    assert pair_seconds(none, BlockTime(Work(), mlp, dispatch=0.0, combine=3.0)) == 4
+    assert pair_seconds(none, BlockTime(Work(), mlp, dispatch=3.0, combine=0.0)) == 7
 
 
 def test_free_transfers_leave_computation_alone() -> None:

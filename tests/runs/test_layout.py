@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -28,6 +29,7 @@ def layout(processes: int, stage: dict[str, Any] | None = None, **parallel: Any)
     [
         (1, {}, {"pp": 2}, "pp = 2 and ep = 1 need 2 processes or a multiple, and there is 1; .*torchrun"),
         (6, {}, {"pp": 2, "ep": 2}, "need 4 processes or a multiple, and there are 6"),
+        (1, {}, {"pp": 4, "ep": 4, "devices_per_node": 8}, "need 16 .*torchrun --nnodes 2 --nproc-per-node 8 -m"),
         (3, {"batch": 6}, {"ep": 3}, "ep = 3 must divide n_routed_experts = 8"),
         (3, {}, {}, r"pretrain: a batch of 4 sequences cannot be shared evenly by dp = 3.*a multiple of 3"),
         (4, RAMP, {}, "a batch of 5 sequences .*batch_start, batch and batch_multiple multiples of 4"),
@@ -102,6 +104,25 @@ def test_bubble_of_a_step() -> None:
     assert found.name == "pp2 dp1 ep1 GPipe" and layout(4, ep=2).name == "pp1 dp4 ep2"
     assert layout(4, full_shard=True).name == "pp1 dp4 ep1 full_shard"
     assert layout(1, full_shard=True).name == "pp1 dp1 ep1"
+
+
+def test_which_stages_of_the_report_its_own_layout_can_hold() -> None:
+    """§3.1, 3.2: DualPipe over 16 ranks wants 32 micro-batches. On 1,024 devices all of §4.2 have them; nothing of §4.3
+    has, nor the first batch on 2,048. So `v3-671b` has no table [parallel]."""
+    table = {"pp": 16, "ep": 64, "devices_per_node": 8, "schedule": "DualPipe"}
+    whole = load_recipe("v3-671b", [f"parallel.{key}={value}" for key, value in table.items()])
+    pre_training = replace(whole, stages=whole.stages[:4])
+    found = RunLayout(pre_training, 1024)
+    assert found.name == "pp16 dp64 ep64 DualPipe" and found.layout.nodes == 8
+    assert found.bubble(whole.stages[3])[0] == 240
+    for recipe, processes, said in (
+        (pre_training, 2048, "constant.batch gives a pipeline 24 sequences .* at least 32"),
+        (whole, 1024, "extend-32k.batch gives a pipeline 30 sequences .* at least 32"),
+        (replace(whole, stages=whole.stages[5:]), 1024, "480 sequences cannot be shared evenly by dp = 64"),
+        (whole, 1, "need 1024 processes .*torchrun --nnodes 128 --nproc-per-node 8 -m"),
+    ):  # fmt: skip
+        with pytest.raises(FathomError, match=said):
+            RunLayout(recipe, processes)
 
 
 def test_a_folder_goes_on_with_another_layout(tmp_path: Any) -> None:

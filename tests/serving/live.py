@@ -11,71 +11,36 @@ from functools import cache
 from typing import Any
 
 import httpx
-import torch
 import uvicorn
-from tokenizers import AddedToken
 
 import fathom
 from fathom.data import Tokenizer
-from fathom.data.chat import CHAT_TEMPLATE
-from fathom.data.vocabulary import BOS, EOS, PAD, train_bpe
 from fathom.inference import Delta, Engine, Request
 from fathom.inference.choice import Choice, Logprob
 from fathom.serving import Settings
 from fathom.serving.app import Application, build
 from fathom.serving.run import DrainingServer, listening
+from tests.speaking import GREETINGS, small_model, talking_tokenizer
 
 NAME = "tiny"
 CORPUS = [
-    "def greet(name):\n    return f'Hello, {name}!'\n" * 30,
+    GREETINGS,
     'function look_up\n```json\n{"word": "sea"}\n``` The answer is: because I look up two words.\n'
     * 9,
-]
-TOOL_TOKENS = [
-    f"<｜tool▁{what}｜>"
-    for what in (
-        *(f"{p}▁{e}" for p in ("calls", "call", "outputs", "output") for e in ("begin", "end")),
-        "sep",
-    )
 ]
 
 
 @cache
 def tokenizer(tools: bool = True, think: bool = False) -> Tokenizer:
     """400 ids of bytes and some merges, then the control tokens that are asked for."""
-    backend = train_bpe(CORPUS, 400)
-    more = (TOOL_TOKENS if tools else []) + (["<think>", "</think>"] if think else [])
-    backend.add_special_tokens([AddedToken(s, normalized=False, special=True) for s in more])
-    settings = {"bos_token": BOS, "eos_token": EOS, "pad_token": PAD}
-    return Tokenizer(backend.to_str(), {**settings, "chat_template": CHAT_TEMPLATE})
+    return talking_tokenizer(CORPUS, 400, tools, think)
 
 
 @cache
 def model(context: int = 1024) -> fathom.Transformer:
     """A tiny model whose answers vary."""
-    torch.manual_seed(0)
-    config = fathom.ModelConfig(
-        vocab_size=tokenizer().vocab_size,
-        hidden_size=32,
-        intermediate_size=48,
-        moe_intermediate_size=16,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        q_lora_rank=None,
-        kv_lora_rank=16,
-        qk_nope_head_dim=8,
-        qk_rope_head_dim=8,
-        v_head_dim=8,
-        n_routed_experts=4,
-        num_experts_per_tok=2,
-        n_group=1,
-        topk_group=1,
-        first_k_dense_replace=1,
-        max_position_embeddings=context,
-        num_nextn_predict_layers=1,
-        initializer_range=0.2,
-    )
-    return fathom.Transformer(config).eval().requires_grad_(False)
+    changes = {"max_position_embeddings": context, "num_nextn_predict_layers": 1}
+    return small_model(tokenizer().vocab_size, **changes).eval().requires_grad_(False)
 
 
 class ScriptedEngine(Engine):

@@ -13,14 +13,9 @@ from fathom.data import Tokenizer
 from fathom.inference.stopping import Spoken
 from fathom.serving.reader import Reader
 from tests.serving.live import tokenizer
+from tests.serving.talks import CALLS, TWO
 
-CALLS = (
-    "<｜tool▁calls▁begin｜><｜tool▁call▁begin｜>function<｜tool▁sep｜>"
-    'look_up\n```json\n{"word": "sea"}\n```<｜tool▁call▁end｜>\n<｜tool▁call▁begin｜>function<｜tool▁sep｜>'
-    'add\n```json\n{"a": [1, 2],\n "b": "```"}\n```<｜tool▁call▁end｜><｜tool▁calls▁end｜>'
-)
 BEGIN = CALLS[: CALLS.index("look_up")]
-TWO = [("look_up", '{"word": "sea"}'), ("add", '{"a": [1, 2],\n "b": "```"}')]
 
 
 def read(

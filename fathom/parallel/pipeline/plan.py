@@ -12,7 +12,7 @@ from fathom.parallel.schedules import (
     Schedule,
     check_overlapped_order,
     schedule,
-    stages_on,
+    traits,
 )
 from fathom.parallel.schedules.overlap import Order
 
@@ -38,7 +38,7 @@ class Plan:
 
     @property
     def stages(self) -> int:
-        return stages_on(self.name, self.ranks)
+        return traits(self.name).stages(self.ranks)
 
     @cached_property
     def layers(self) -> tuple[range, ...]:

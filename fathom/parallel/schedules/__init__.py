@@ -11,11 +11,14 @@ from fathom.parallel.schedules.actions import Step as Step
 from fathom.parallel.schedules.actions import Transfer as Transfer
 from fathom.parallel.schedules.actions import singles as singles
 from fathom.parallel.schedules.formulas import activations_in_table_2 as activations_in_table_2
+from fathom.parallel.schedules.formulas import bubble_by_formula as bubble_by_formula
 from fathom.parallel.schedules.formulas import bubble_in_table_2 as bubble_in_table_2
+from fathom.parallel.schedules.formulas import in_flight as in_flight
 from fathom.parallel.schedules.legality import check as check
 from fathom.parallel.schedules.making import SCHEDULES as SCHEDULES
+from fathom.parallel.schedules.making import Traits as Traits
 from fathom.parallel.schedules.making import schedule as schedule
-from fathom.parallel.schedules.making import stages_on as stages_on
+from fathom.parallel.schedules.making import traits as traits
 from fathom.parallel.schedules.overlap import OVERLAPPED_ORDER as OVERLAPPED_ORDER
 from fathom.parallel.schedules.overlap import POSTED_EARLY as POSTED_EARLY
 from fathom.parallel.schedules.overlap import check_overlapped_order as check_overlapped_order

@@ -1,8 +1,12 @@
-"""One door to all schedules, and what each of them asks of the numbers."""
+"""One door to all schedules: what is so of each whatever the numbers, what it asks of them, and its lists.
+
+`Traits` are known without making the lists, so that a planner can weigh thousands of layouts.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 from fathom.errors import ScheduleError, did_you_mean
 from fathom.parallel.schedules.actions import Schedule
@@ -10,17 +14,55 @@ from fathom.parallel.schedules.dualpipe import dualpipe, dualpipev
 from fathom.parallel.schedules.one_stage import gpipe, one_forward_one_backward, zb1p
 from fathom.parallel.schedules.v_shape import zbv
 
-_MAKERS: dict[str, Callable[[int, int], Schedule]] = {
-    "GPipe": gpipe,
-    "1F1B": one_forward_one_backward,
-    "ZB1P": zb1p,
-    "ZBV": zbv,
-    "DualPipeV": dualpipev,
-    "DualPipe": dualpipe,
+
+@dataclass(frozen=True)
+class Traits:
+    """What is so of a schedule whatever the number of ranks and micro-batches."""
+
+    make: Callable[[int, int], Schedule]
+    """The lists for (stages, micro-batches)."""
+    parts: int = 1
+    """Parts on each rank; 2: a V, or two directions."""
+    copies: int = 1
+    """How often a stage exists along the pipeline; 2: two directions, half of the micro-batches for each."""
+    overlaps: bool = False
+    """Whether a forward and a backward of different micro-batches run into one another."""
+
+    def stages(self, ranks: int) -> int:
+        """How many pieces of the model so many ranks hold together."""
+        return ranks * self.parts // self.copies
+
+    def held(self, rank: int, ranks: int) -> tuple[int, ...]:
+        """The stages of a rank: its own, and where it has two parts the mirror image's."""
+        return (rank, self.stages(ranks) - 1 - rank)[: self.parts]
+
+    def least(self, ranks: int) -> int:
+        """Fewest micro-batches; the overlapping schedules want two for each rank (DeepSeek's repository)."""
+        return 2 * ranks if self.overlaps else 1
+
+
+TRAITS = {
+    "GPipe": Traits(gpipe),
+    "1F1B": Traits(one_forward_one_backward),
+    "ZB1P": Traits(zb1p),
+    "ZBV": Traits(zbv, parts=2),
+    "DualPipe": Traits(dualpipe, parts=2, copies=2, overlaps=True),
+    "DualPipeV": Traits(dualpipev, parts=2, overlaps=True),
 }
-SCHEDULES = tuple(_MAKERS)
+SCHEDULES = tuple(TRAITS)
 """Names of all schedules."""
-_TWO_STAGES_A_RANK = ("ZBV", "DualPipeV")
+
+
+def traits(name: str) -> Traits:
+    """What is so of the schedule of that name; `ScheduleError` where there is none.
+
+    >>> traits("DualPipeV").held(rank=0, ranks=4)
+    (0, 7)
+    """
+    if name not in TRAITS:
+        remedy = did_you_mean(name, SCHEDULES)
+        raise ScheduleError(f"there is no pipeline schedule {name!r}; {remedy}")
+    return TRAITS[name]
 
 
 def schedule(name: str, stages: int, microbatches: int) -> Schedule:
@@ -33,37 +75,30 @@ def schedule(name: str, stages: int, microbatches: int) -> Schedule:
     >>> [str(step) for step in plan.steps[1]][:2]
     ['F of micro-batch 0 in stage 1', 'B of micro-batch 0 in stage 1']
     """
-    if name not in _MAKERS:
-        remedy = did_you_mean(name, SCHEDULES)
-        raise ScheduleError(f"there is no pipeline schedule {name!r}; {remedy}")
-    _check_numbers(name, stages, microbatches)
-    return _MAKERS[name](stages, microbatches)
+    found = traits(name)
+    _check_numbers(name, found, stages, microbatches)
+    return found.make(stages, microbatches)
 
 
-def stages_on(name: str, ranks: int) -> int:
-    """How many pieces of the model so many ranks hold together."""
-    return 2 * ranks if name in _TWO_STAGES_A_RANK else ranks
-
-
-def _check_numbers(name: str, stages: int, microbatches: int) -> None:
+def _check_numbers(name: str, found: Traits, stages: int, microbatches: int) -> None:
     if stages < 1 or microbatches < 1:
         raise ScheduleError(
             f"{name} with {stages} stages and {microbatches} micro-batches: both must be at least 1"
         )
-    if name in ("ZBV", "DualPipeV", "DualPipe") and stages % 2:
-        why = "one from each end" if name == "DualPipe" else "two on each rank"
+    if found.parts == 2 and stages % 2:
+        why = "one from each end" if found.copies == 2 else "two on each rank"
         raise ScheduleError(
             f"{name} with {stages} stages: it pairs stages, {why}, so there must be an even number; "
             f"cut the model into {stages - 1 or 2} or {stages + 1}"
         )
-    least = {"DualPipeV": stages, "DualPipe": 2 * stages}.get(name, 1)
+    least = found.least(stages * found.copies // found.parts)
     if microbatches < least:
         raise ScheduleError(
             f"{name} with {microbatches} micro-batches and {stages} stages: it needs at least {least}; "
             "take more and smaller micro-batches, fewer stages, or 1F1B, ZB1P or ZBV"
         )
-    if name == "DualPipe" and microbatches % 2:
+    if found.copies == 2 and microbatches % 2:
         raise ScheduleError(
-            f"DualPipe with {microbatches} micro-batches: half of them come from each end, so there must be "
+            f"{name} with {microbatches} micro-batches: half of them come from each end, so there must be "
             f"an even number; take {microbatches - 1} or {microbatches + 1}"
         )
