@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from fathom.model import Losses, Transformer
 from fathom.model.block import Block
 from fathom.model.moe import MoE
+from fathom.parallel.building import draw_initial, stand_in
 from fathom.parallel.experts import shard_experts
 from fathom.parallel.mesh import Mesh
 from fathom.parallel.pieces import (
@@ -47,10 +48,12 @@ class Parallel:
         zero1: bool = True,
         bucket_bytes: int = BUCKET_BYTES,
         plan: Plan | None = None,
+        outline_on: torch.device | None = None,
     ) -> None:
         """Takes the model's layers and experts apart and, with ZeRO-1, moves its parameters into buckets.
 
-        All ranks together. `plan`: how the layers lie in the pipeline, where there is one.
+        All ranks together. `plan`: how the layers lie in the pipeline, where there is one. `outline_on`: for a model
+        that is an outline, the device that this rank's part of it is made on (`fathom.parallel.building`).
 
         So it comes before anything that holds on to parameters or their memory. All ranks bring the same weights.
         Raises `ParallelError` when the model cannot be laid out so.
@@ -60,6 +63,8 @@ class Parallel:
             plan = Plan(model.config, self.mesh.pp.size)
         self.pipeline = Pipeline(model, plan, self.mesh.pp) if plan else None
         self.traffic = shard_experts(model, self.mesh)
+        if outline_on is not None:
+            stand_in(model, outline_on)
         self.named = named(model, self.mesh, plan)
         self.lists = grouped(self.named, bucket_bytes)
         self.zero1 = zero1 and any(one.copies.size > 1 for one in self.named)
@@ -67,6 +72,8 @@ class Parallel:
         self.pieces = [piece for bucket in self.buckets for piece in bucket.pieces]
         if not self.zero1:
             self.pieces = [Piece(one, one.parameter) for one in self.named]
+        if outline_on is not None:
+            draw_initial(model, self.named)
 
     @property
     def alone(self) -> bool:
