@@ -6,7 +6,8 @@ Each rank is made in a process of its own, one at a time, with groups in which n
 message). The peak is that of the resident size, from after the imports on; freed memory is kept as a run keeps it.
 "whole" is `Parallel` on a real model, "outline" is what a run on many processes does. `v3` has the released shape in
 the report's layout (pp 16, dp 128, ep 64, DualPipe). Its "whole" fits no machine. All of a rank's own tensors are drawn
-to one and the same place there, which takes the time and not the memory.
+to one and the same place there, which takes the time and not the memory. Seconds are CPU time of one thread; what
+drawing the whole model would take is that of 2^27 numbers, times their share.
 """
 
 from __future__ import annotations
@@ -15,9 +16,10 @@ import argparse
 import multiprocessing
 import sys
 import time
+from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from harness import (
@@ -45,6 +47,7 @@ from fathom.planning.published import V3
 from fathom.train.memory import keep_freed_memory
 from tests.parallel.paper import on_paper
 
+T = TypeVar("T")
 CPU = torch.device("cpu")
 SHAPE: dict[str, Any] = {
     "vocab_size": 32768,
@@ -85,7 +88,7 @@ def measure(case: str, way: str, rank: int) -> dict[str, Any]:
     torch.manual_seed(1)
     torch.zeros(64).normal_()
     reset_peak()
-    before, started = resident_bytes(), time.perf_counter()
+    before, started = resident_bytes(), time.process_time()
     if case == "v3":
         own = draw_only(config, mesh, plan)
     else:
@@ -93,7 +96,7 @@ def measure(case: str, way: str, rank: int) -> dict[str, Any]:
         on = CPU if way == "outline" else None
         parallel = Parallel(model, mesh, plan=plan, outline_on=on)
         own = sum(one.parameter.nbytes for one in parallel.named)
-    seconds = time.perf_counter() - started
+    seconds = time.process_time() - started
     return {
         "case": case,
         "way": way,
@@ -103,6 +106,23 @@ def measure(case: str, way: str, rank: int) -> dict[str, Any]:
         "peak_bytes": peak_bytes() - before,
         "seconds": seconds,
     }
+
+
+def seconds_per_number() -> float:
+    """Of drawing, in a process of its own."""
+    limit_threads(1)
+    numbers = torch.zeros(1 << 22)
+    numbers.normal_()
+    started = time.process_time()
+    for _ in range(32):
+        numbers.normal_()
+    return (time.process_time() - started) / 32 / len(numbers)
+
+
+def alone(function: Callable[..., T], *arguments: Any) -> T:
+    """What a function finds in a process of its own."""
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+        return pool.submit(function, *arguments).result()
 
 
 def draw_only(config: ModelConfig, mesh: Any, plan: Plan | None) -> int:
@@ -125,27 +145,28 @@ def main() -> None:
     arguments.add_argument("--case", default=",".join(CASES))
     arguments.add_argument("--json", type=Path)
     given = arguments.parse_args()
-    found = []
+    each, found = alone(seconds_per_number), []
     for case in given.case.split(","):
         world = CASES[case][1].world
         ranks = range(world) if world <= 4 else (0, world // 2, world - 1)
         for way in ("outline",) if case == "v3" else ("whole", "outline"):
-            for rank in ranks:
-                with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
-                    found.append(pool.submit(measure, case, way, rank).result())
+            found += [alone(measure, case, way, rank) for rank in ranks]
     print(describe(environment()))
+    print(f"{1e-6 / each:,.0f} million numbers/s drawn")
     rows = [
         [
             one["case"], one["way"], str(one["rank"]),
             *(f"{one[key] / MIB:,.0f}" for key in ("whole_bytes", "own_bytes", "peak_bytes")),
-            f"{one['seconds']:.1f}",
+            f"{one['seconds']:.1f}", f"{one['whole_bytes'] / 4 * each:,.0f}",
         ]
         for one in found
     ]  # fmt: skip
-    heads = ("case", "way", "rank", "whole MiB", "own MiB", "peak MiB", "seconds")
+    heads = ("case", "way", "rank", "whole MiB", "own MiB", "peak MiB", "s", "s for all")
     print(table(heads, rows))
     if given.json:
-        write_json(given.json, {"environment": environment(), "ranks": found})
+        write_json(
+            given.json, {"environment": environment(), "seconds_per_number": each, "ranks": found}
+        )
 
 
 if __name__ == "__main__":

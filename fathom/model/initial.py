@@ -1,8 +1,8 @@
 """Initial weights of a part of a model, bit for bit those of the whole one (report §4.2).
 
 `Transformer(config)` draws its matrices one after the other from torch's CPU generator. Who keeps a part has to have
-the same numbers, and neither the memory for the whole nor the time to draw it: 671 billion numbers take more than an
-hour. So here numbers are drawn where they are wanted, and what lies between is passed over (`fathom.model.mersenne`).
+the same numbers, and has neither the memory for the whole nor the time to draw it: 671 billion numbers take some forty
+minutes. So numbers are drawn where they are wanted, and what lies between is passed over (`fathom.model.mersenne`).
 
 torch draws a tensor of n >= 16 float32 numbers from n words of its generator, in blocks of 16 that do not depend on
 each other. Where n is no multiple of 16, the last 16 numbers are made anew from 16 further words. So a run of a tensor
