@@ -32,7 +32,8 @@ made known to it.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -136,13 +137,13 @@ def _apply(model: Transformer, mesh: Mesh, device: str) -> None:
         parts = [block.input_layernorm, block.self_attn, block.post_attention_layernorm, block.mlp]
         if holders and isinstance(block.mlp, MoE):
             _shard_experts(block.mlp, holders)
-        _give_memory(block, kept)
-        fully_shard(parts, mesh=everyone, reshard_after_forward=True, ignored_params=kept)
+        with _in_memory(parts, kept):
+            fully_shard(parts, mesh=everyone, reshard_after_forward=True, ignored_params=kept)
         if holders and isinstance(block.mlp, MoE):
             first = cast(FSDPModule, block.input_layernorm)
             first.set_modules_to_forward_prefetch([cast(FSDPModule, block.mlp.experts)])
-    _give_memory(model, kept)
-    fully_shard(model, mesh=everyone, reshard_after_forward=False, ignored_params=kept)
+    with _in_memory([model], kept):
+        fully_shard(model, mesh=everyone, reshard_after_forward=False, ignored_params=kept)
     register_fsdp_forward_method(model, "trunk")
     for module in model.modules():
         if isinstance(module, FSDPModule):
@@ -153,20 +154,24 @@ def _shard_experts(moe: MoE, holders: DeviceMesh) -> None:
     experts = moe.experts
     dtype, master = experts.compute_dtype, experts.down_proj.dtype
     policy = MixedPrecisionPolicy()
-    _give_memory(experts)
     if dtype is not None and dtype.itemsize < master.itemsize:
         policy = MixedPrecisionPolicy(dtype, master, cast_forward_inputs=False)
-    fully_shard(experts, mesh=holders, reshard_after_forward=True, mp_policy=policy)
+    with _in_memory([experts]):
+        fully_shard(experts, mesh=holders, reshard_after_forward=True, mp_policy=policy)
     if type(moe.dispatcher) is LocalDispatcher:
         moe.dispatcher = _Dispatcher()
 
 
-@torch.no_grad()
-def _give_memory(module: nn.Module, kept: Collection[nn.Parameter] = ()) -> None:
-    """FSDP cuts what lies in memory as it stands there. What does not yet, does for this moment, a block at a time."""
-    for parameter in module.parameters():
-        if not isinstance(parameter, DTensor) and parameter not in kept:
-            parameter.data = parameter.contiguous()
+@contextmanager
+def _in_memory(modules: Sequence[nn.Module], kept: Collection[nn.Parameter] = ()) -> Iterator[None]:
+    """Within, these modules' parameters are cut, which stand-ins need memory for; then the whole ones have none."""
+    found = nn.ModuleList(modules).parameters()
+    whole = [one for one in found if not isinstance(one, DTensor) and one not in kept]
+    for parameter in whole:
+        parameter.data = parameter.detach().contiguous()
+    yield
+    for parameter in whole:
+        parameter.data = parameter.new_empty(0)
 
 
 class _Dispatcher(LocalDispatcher):

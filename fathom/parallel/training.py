@@ -26,6 +26,7 @@ from torch import Tensor, nn
 from fathom.model import Losses, Transformer
 from fathom.model.block import Block
 from fathom.model.moe import MoE
+from fathom.parallel.building import draw_initial, stand_in
 from fathom.parallel.experts import shard_experts
 from fathom.parallel.mesh import Mesh
 from fathom.parallel.pieces import (
@@ -57,11 +58,13 @@ class Parallel:
         bucket_bytes: int = BUCKET_BYTES,
         plan: Plan | None = None,
         full_shard: bool = False,
+        outline_on: torch.device | None = None,
     ) -> None:
         """Takes the model's layers and experts apart and, with ZeRO-1, moves its parameters into buckets.
 
         All ranks together. `plan`: how the layers lie in the pipeline, where there is one. `full_shard`: parameters and
-        gradients are to lie in shards too (refused in a pipeline); then `zero1` is not asked.
+        gradients are to lie in shards too (refused in a pipeline); then `zero1` is not asked. `outline_on`: for a model
+        that is an outline, the device that this rank's part of it is made on (`fathom.parallel.building`).
 
         So it comes before anything that holds on to parameters or their memory. All ranks bring the same weights.
         Raises `ParallelError` when the model cannot be laid out so.
@@ -71,6 +74,8 @@ class Parallel:
             plan = Plan(model.config, self.mesh.pp.size)
         self.pipeline = Pipeline(model, plan, self.mesh.pp) if plan else None
         self.traffic = shard_experts(model, self.mesh)
+        if outline_on is not None:
+            stand_in(model, outline_on)
         self.named = named(model, self.mesh, plan)
         self.full = self._shard() if full_shard and not self.alone else None
         self.lists = grouped(self.named, bucket_bytes)
@@ -79,6 +84,8 @@ class Parallel:
         self.pieces = [piece for bucket in self.buckets for piece in bucket.pieces]
         if not self.zero1:
             self.pieces = [Piece(one, one.parameter) for one in self.named]
+        if outline_on is not None:
+            draw_initial(model, self.named)
 
     def _shard(self) -> FullShard:
         from fathom.parallel.full import FullShard  # FSDP takes its time to be imported

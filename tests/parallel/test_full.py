@@ -16,9 +16,12 @@ from torch import Tensor
 
 import fathom
 from fathom.errors import ParallelError
+from fathom.model import initial, mersenne
 from fathom.model.attention import Attention
+from fathom.model.initial import outline
 from fathom.model.moe import Experts
 from fathom.parallel import Layout, Mesh, Parallel
+from fathom.parallel.building import holdings
 from fathom.parallel.full import chunk
 from fathom.runs.saving import resume_run, save_run
 from fathom.train import loop
@@ -28,6 +31,7 @@ from fathom.train.optimizer import OptimConfig
 from fathom.train.reading import summed
 from tests.model.tiny import tiny_config
 from tests.parallel.processes import run
+from tests.parallel.test_building import Peak
 from tests.parallel.test_layouts import Case, dp, plan, start
 
 FULL = Case(dp(2), full=True, dtype=torch.float32)
@@ -137,13 +141,18 @@ def counted(real: Any, sent: list[int]) -> Any:
 OUTSIDE = ("embed_tokens", "lm_head", "model.norm", "enorm", "hnorm", "eh_proj", "shared_head")
 
 
+def at_the_ends(name: str) -> bool:
+    """Whether a whole pass needs it."""
+    return any(part in name for part in OUTSIDE)
+
+
 def by_formula(full: bool, micro_batches: int) -> float:
     """(N - 1) / N of a parameter each time, N = 4 ranks, and of the half of the experts that two ranks hold 1 / 2."""
     sizes = {"hidden_size": 64, "moe_intermediate_size": 64, "num_hidden_layers": 5}
     total = 0.0
     for name, parameter in fathom.Transformer(tiny_config(**sizes)).named_parameters():
         share = 1 / 2 * 1 / 2 if ".experts." in name else 3 / 4
-        times = 2 if any(part in name for part in OUTSIDE) else 3
+        times = 2 if at_the_ends(name) else 3
         total += parameter.nbytes * share * (times * micro_batches if full else 2)
     return total
 
@@ -282,3 +291,36 @@ def test_rows_are_cut_as_torch_cuts_them(rows: int, ranks: int) -> None:
     parts = torch.arange(rows).chunk(ranks)
     assert {len(part) for part in parts[:-1]} <= {chunk(rows, ranks)}
     assert len(parts[-1]) == rows - chunk(rows, ranks) * (len(parts) - 1)
+
+
+# --- made from an outline ------------------------------------------------------------------------
+
+
+def made(layout: Layout) -> tuple[dict[str, Tensor], int, int, int]:
+    """Weights of a model made in shards, the most bytes on the way, those that stay, and those of the largest unit."""
+    config = tiny_config(num_hidden_layers=5, initializer_range=0.05)
+    mesh = Mesh(layout)
+    initial.PIECE = mersenne.PIECE = 256
+    torch.manual_seed(7)
+    with Peak() as peak:
+        parallel = Parallel(outline(config), mesh, full_shard=True, outline_on=torch.device("cpu"))
+    own = sum(one.parameter.nbytes for one in parallel.named)
+    outside = sum(p.nbytes for n, p in outline(config).named_parameters() if at_the_ends(n))
+    return dict(parallel.whole_weights()), peak.most, own, outside
+
+
+@pytest.mark.parametrize(
+    "layout", [Layout(dp=4, ep=2), pytest.param(Layout(dp=2), marks=pytest.mark.slow)], ids=str
+)
+def test_a_rank_makes_its_shards_without_the_whole(layout: Layout) -> None:
+    """A block at a time is there as a stand-in; the largest here is what lies at the ends."""
+    torch.manual_seed(7)
+    config = tiny_config(num_hidden_layers=5, initializer_range=0.05)
+    whole, said = fathom.Transformer(config), holdings(config, layout, full_shard=True)[0]
+    assert said.weights == said.updated
+    for weights, most, own, unit in run(made, layout.world, layout):
+        assert weights.keys() == dict(whole.named_parameters()).keys()
+        for name, parameter in whole.named_parameters():
+            assert torch.equal(weights[name], parameter), name
+        assert own / 4 == pytest.approx(said.weights, rel=0.02)  # whole rows
+        assert own < most < 1.1 * (own + unit)

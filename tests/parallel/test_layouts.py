@@ -21,6 +21,7 @@ from torch import Tensor
 
 import fathom
 from fathom.data.loader import Loader, Ring
+from fathom.model.initial import outline
 from fathom.model.moe import MoE
 from fathom.parallel import Layout, Mesh, Parallel
 from fathom.parallel.pipeline import Plan
@@ -180,13 +181,20 @@ def start(case: Case) -> Trainer:
         tie_word_embeddings=case.tied,
         num_hidden_layers=case.layers,
     )
-    model = fathom.Transformer(config).to(case.dtype)
+    alone, pp = case.layout.world == 1, case.layout.pp
+    model = (fathom.Transformer(config) if alone else outline(config)).to(case.dtype)
     model.set_recompute(case.recompute)
-    mesh = Mesh(case.layout) if case.layout.world > 1 else None
-    pp = case.layout.pp
+    mesh = None if alone else Mesh(case.layout)
     lies = Plan(config, pp, case.schedule) if pp > 1 else None
+    cpu = None if alone else torch.device("cpu")
     parallel = Parallel(
-        model, mesh, case.zero1, bucket_bytes=1 << 15, plan=lies, full_shard=case.full
+        model,
+        mesh,
+        case.zero1,
+        bucket_bytes=1 << 15,
+        plan=lies,
+        full_shard=case.full,
+        outline_on=cpu,
     )
     return Trainer.start(model, OptimConfig(), GuardConfig(), EmaConfig(0.9), parallel)
 
