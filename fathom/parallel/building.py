@@ -43,15 +43,18 @@ def stand_in(model: Transformer, device: torch.device) -> None:
                 module._buffers[name] = torch.zeros_like(buffer, device=device)
 
 
-def draw_initial(model: Transformer, parameters: Iterable[Named]) -> None:
-    """Initial numbers from torch's CPU generator; a stand-in that no bucket gave memory to gets its own."""
-    runs = {}
+def give_memory(parameters: Iterable[nn.Parameter]) -> None:
+    """Each stand-in among the parameters gets a place for its numbers."""
     for one in parameters:
-        numbers = one.parameter.detach()
-        if not numbers.is_contiguous():
-            numbers = torch.empty_like(numbers, memory_format=torch.contiguous_format)
-            one.parameter.data = numbers
-        runs[one.name] = Run(numbers, one.offset)
+        if not one.is_contiguous():
+            one.data = torch.empty_like(one, memory_format=torch.contiguous_format)
+
+
+def draw_initial(model: Transformer, parameters: Iterable[Named]) -> None:
+    """Initial numbers from torch's CPU generator, also for what no bucket has given memory to."""
+    parameters = list(parameters)
+    give_memory(one.parameter for one in parameters)
+    runs = {one.name: Run(one.parameter.detach(), one.offset) for one in parameters}
     draw_runs(model.config, runs)
 
 

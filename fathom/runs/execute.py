@@ -160,6 +160,7 @@ class Run:
             if checkpoints(self.folder.checkpoints):
                 self.say("no checkpoint is whole: beginning anew")
             if self.trainer.step:  # a roll-back
+                del self.trainer  # there may not be the memory for two
                 self.trainer = self._start()
         self.saved_step = self.trainer.step
 
@@ -211,6 +212,7 @@ class Run:
     def _roll_back(self, spike: RollBack) -> None:
         """Go back to the newest good checkpoint, or the start, and pass over the data seen since."""
         tally, passed_over = self.trainer.guard.tally, Counter(self.trainer.passed_over)
+        spike.__traceback__ = None  # whose frames hold the trainer
         self._resume()
         since = spike.sequences_since(self.trainer.step)
         line = spike_line(spike.record) | {"to": self.trainer.step, "passed_over": since}
