@@ -101,6 +101,7 @@ class Pipeline:
                 module.matmul = _Putting(module.matmul, self.put_off)
         self._programs: dict[int, tuple[Schedule, Program]] = {}
         self.bytes_sent = 0
+        """Between ranks, in all steps."""
 
     @cached_property
     def network(self) -> torch.cuda.Stream | None:
