@@ -15,6 +15,7 @@ from collections.abc import Callable
 from typing import NoReturn
 
 import torch
+import torch.distributed as dist
 
 from fathom.errors import FathomError, ParallelError
 from fathom.parallel import launch
@@ -89,20 +90,28 @@ def lost_touch(error: BaseException | None) -> bool:
     """Whether an error is that of a conversation that another rank broke off, or comes of one."""
     if isinstance(error, ParallelError):
         return lost_touch(error.__cause__)
-    signs = ("gloo", "connection", "nccl", "store", "socket")
+    if isinstance(error, dist.DistError):
+        return True
+    signs = ("gloo", "nccl", "connection", "socket")
     return isinstance(error, RuntimeError) and any(sign in str(error).lower() for sign in signs)
 
 
 def _say_who(watch: Watch, error: BaseException, rank: int) -> None:
-    """Name who is gone, unless somebody has said why it ends."""
+    """Name who is gone, unless somebody has said why it ends; when nobody is, the error is this rank's own."""
+    met = f"rank {rank} has lost touch with the others ({_first_line(error)}); {_REMEDY}"
     try:
         gone = watch.silent()
-        if gone and watch.first_to_tell():
-            _say(f"{_named(gone)} without a word; {_REMEDY}")
+        if watch.somebody_failed() or not watch.first_to_tell():
+            return
+        if not gone:
+            traceback.print_exception(error)
+        _say(f"{_named(gone)} without a word; {_REMEDY}" if gone else met)
     except RuntimeError:  # the store is gone too
-        _say(
-            f"rank {rank} has lost touch with the others ({str(error).splitlines()[0]}); {_REMEDY}"
-        )
+        _say(met)
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]
 
 
 _REMEDY = (

@@ -11,6 +11,7 @@ Silence is counted in this rank's own ticks and not by a clock: when the whole m
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable
 
 import torch.distributed as dist
@@ -47,6 +48,7 @@ class Watch:
         """Note why this rank ends."""
         with self._lock:
             self._store.set(f"failed/{self.rank}", why)
+        self._add("failures", 0, 1)
         self._ended.set()
 
     def why(self, rank: int) -> str | None:
@@ -55,13 +57,15 @@ class Watch:
         with self._lock:
             return self._store.get(key).decode() if self._store.check([key]) else None
 
+    def somebody_failed(self) -> bool:
+        """Whether some rank has noted why it ends."""
+        return self._add("failures", 0, 0) > 0
+
     def silent(self) -> list[int]:
-        """Ranks without a sign of life for `SOON`, none of which said why; nothing if some other rank did."""
-        before = [self._add("alive", rank, 0) for rank in range(self.world)]
-        threading.Event().wait(SOON)
+        """Ranks without a sign of life for `SOON`."""
         others = [rank for rank in range(self.world) if rank != self.rank]
-        if any(self.why(rank) for rank in others):
-            return []
+        before = {rank: self._add("alive", rank, 0) for rank in others}
+        time.sleep(SOON)
         return [rank for rank in others if self._add("alive", rank, 0) == before[rank]]
 
     def first_to_tell(self) -> bool:
