@@ -12,6 +12,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable
+from contextlib import suppress
 from typing import NoReturn
 
 import torch
@@ -35,8 +36,7 @@ def as_one_of_many(
     try:
         _refused_by_all(check, rank, world)
         device = launch.join()
-        watch = Watch(launch.store(), rank, world, lambda lost: _leave_them(rank, lost))
-        watch.start()
+        watch = _watching(rank, world)
         work(device, rank == 0)
         watch.end()
     except KeyboardInterrupt:
@@ -125,10 +125,21 @@ def _named(ranks: list[int]) -> str:
     return f"rank{'s' if many else ''} {', '.join(map(str, ranks))} {'are' if many else 'is'} gone"
 
 
-def _leave_them(rank: int, lost: list[int]) -> NoReturn:
-    """Called while the rank may be waiting for the lost ones: nothing but an end helps."""
-    _say(f"{_named(lost)}: no sign of life for {SILENCE:.0f} s, as rank {rank} sees it; {_REMEDY}")
-    launch.leave(BROKEN)
+def _watching(rank: int, world: int) -> Watch:
+    """The rank's watch, begun. What it calls finds the rank waiting for others perhaps: nothing but an end helps."""
+
+    def leave_them(lost: list[int]) -> None:
+        message = f"{_named(lost)}: no sign of life for {SILENCE:.0f} s, as rank {rank} sees it; {_REMEDY}"
+        with suppress(RuntimeError):  # the store is gone too
+            watch.failed(message)
+            if not watch.first_to_tell():
+                launch.leave(BROKEN)
+        _say(message)
+        launch.leave(BROKEN)
+
+    watch = Watch(launch.store(), rank, world, leave_them, lambda: launch.leave(BROKEN))
+    watch.start()
+    return watch
 
 
 def _say(message: str) -> None:

@@ -5,6 +5,8 @@ all of them and the others at the first one's. A stopped process, a machine that
 the number, and a rank whose number stands still for `SILENCE` is called lost. A killed process is noticed sooner, by
 the messages that it broke off and by torchrun; then the numbers tell which rank it was.
 
+A rank that has noted why it ends is followed by those who cannot notice: they may be waiting for a rank that hangs.
+
 Silence is counted in this rank's own ticks and not by a clock: when the whole machine slept, nobody is lost.
 """
 
@@ -16,18 +18,25 @@ from collections.abc import Callable
 
 import torch.distributed as dist
 
-TICK, SILENCE, SOON = 0.5, 30.0, 2.5
-"""Seconds between two signs of life; until a rank without any is lost; and for finding out which one broke off."""
+TICK, SILENCE, SOON, FOLLOW = 0.5, 30.0, 2.5, 5.0
+"""Seconds between two signs of life; until a rank without any is lost; for finding out which one broke off; and until
+one that has noticed nothing follows another that ends."""
 
 
 class Watch:
     """One rank's signs of life, and its eye on others."""
 
     def __init__(
-        self, store: dist.Store, rank: int, world: int, lost: Callable[[list[int]], None]
+        self,
+        store: dist.Store,
+        rank: int,
+        world: int,
+        lost: Callable[[list[int]], None],
+        follow: Callable[[], None],
     ) -> None:
-        """`lost` is called, in a thread, with the ranks that have been silent for too long."""
-        self.rank, self.world, self.lost = rank, world, lost
+        """Called in a thread: `lost` with the ranks that have been silent for too long, `follow` when another one has
+        noted why it ends and this one still goes on."""
+        self.rank, self.world, self.lost, self.follow = rank, world, lost, follow
         # A connection of its own, since others may wait in theirs. Its stub does not know the method.
         self._store: dist.Store = store.clone()  # type: ignore[attr-defined]
         self._watched = [r for r in range(world) if r != rank] if rank == 0 else [0]
@@ -62,11 +71,13 @@ class Watch:
         return self._add("failures", 0, 0) > 0
 
     def silent(self) -> list[int]:
-        """Ranks without a sign of life for `SOON`."""
+        """Ranks without a sign of life for `SOON`, but for those that ask the same and end."""
+        self._add("asked", self.rank, 1)
         others = [rank for rank in range(self.world) if rank != self.rank]
         before = {rank: self._add("alive", rank, 0) for rank in others}
         time.sleep(SOON)
-        return [rank for rank in others if self._add("alive", rank, 0) == before[rank]]
+        still = [rank for rank in others if self._add("alive", rank, 0) == before[rank]]
+        return [rank for rank in still if not self._add("asked", rank, 0)]
 
     def first_to_tell(self) -> bool:
         """Whether no other rank tells what happened."""
@@ -78,9 +89,11 @@ class Watch:
 
     def _run(self) -> None:
         seen, ticks = dict.fromkeys(self._watched, 0), dict.fromkeys(self._watched, 0)
+        failed = 0
         while not self._ended.wait(TICK):
             try:
                 self._look(seen, ticks)
+                failed += self.somebody_failed()
             except RuntimeError:  # the store is gone, and with it whoever kept it
                 if not self._ended.wait(SOON):
                     self.lost([0])
@@ -88,6 +101,9 @@ class Watch:
             gone = [rank for rank, count in ticks.items() if count * TICK >= SILENCE]
             if gone and not self._ended.is_set():
                 self.lost(gone)
+                return
+            if failed * TICK >= FOLLOW and not self._ended.is_set():
+                self.follow()
                 return
 
     def _look(self, seen: dict[int, int], ticks: dict[int, int]) -> None:
