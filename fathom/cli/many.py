@@ -12,9 +12,11 @@ import sys
 import time
 import traceback
 from collections.abc import Callable
+from contextlib import suppress
 from typing import NoReturn
 
 import torch
+import torch.distributed as dist
 
 from fathom.errors import FathomError, ParallelError
 from fathom.parallel import launch
@@ -34,8 +36,7 @@ def as_one_of_many(
     try:
         _refused_by_all(check, rank, world)
         device = launch.join()
-        watch = Watch(launch.store(), rank, world, lambda lost: _leave_them(rank, lost))
-        watch.start()
+        watch = _watching(rank, world)
         work(device, rank == 0)
         watch.end()
     except KeyboardInterrupt:
@@ -89,20 +90,28 @@ def lost_touch(error: BaseException | None) -> bool:
     """Whether an error is that of a conversation that another rank broke off, or comes of one."""
     if isinstance(error, ParallelError):
         return lost_touch(error.__cause__)
-    signs = ("gloo", "connection", "nccl", "store", "socket")
+    if isinstance(error, dist.DistError):
+        return True
+    signs = ("gloo", "nccl", "connection", "socket")
     return isinstance(error, RuntimeError) and any(sign in str(error).lower() for sign in signs)
 
 
 def _say_who(watch: Watch, error: BaseException, rank: int) -> None:
-    """Name who is gone, unless somebody has said why it ends."""
+    """Name who is gone, unless somebody has said why it ends; when nobody is, the error is this rank's own."""
+    met = f"rank {rank} has lost touch with the others ({_first_line(error)}); {_REMEDY}"
     try:
         gone = watch.silent()
-        if gone and watch.first_to_tell():
-            _say(f"{_named(gone)} without a word; {_REMEDY}")
+        if watch.somebody_failed() or not watch.first_to_tell():
+            return
+        if not gone:
+            traceback.print_exception(error)
+        _say(f"{_named(gone)} without a word; {_REMEDY}" if gone else met)
     except RuntimeError:  # the store is gone too
-        _say(
-            f"rank {rank} has lost touch with the others ({str(error).splitlines()[0]}); {_REMEDY}"
-        )
+        _say(met)
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]
 
 
 _REMEDY = (
@@ -116,10 +125,21 @@ def _named(ranks: list[int]) -> str:
     return f"rank{'s' if many else ''} {', '.join(map(str, ranks))} {'are' if many else 'is'} gone"
 
 
-def _leave_them(rank: int, lost: list[int]) -> NoReturn:
-    """Called while the rank may be waiting for the lost ones: nothing but an end helps."""
-    _say(f"{_named(lost)}: no sign of life for {SILENCE:.0f} s, as rank {rank} sees it; {_REMEDY}")
-    launch.leave(BROKEN)
+def _watching(rank: int, world: int) -> Watch:
+    """The rank's watch, begun. What it calls finds the rank waiting for others perhaps: nothing but an end helps."""
+
+    def leave_them(lost: list[int]) -> None:
+        message = f"{_named(lost)}: no sign of life for {SILENCE:.0f} s, as rank {rank} sees it; {_REMEDY}"
+        with suppress(RuntimeError):  # the store is gone too
+            watch.failed(message)
+            if not watch.first_to_tell():
+                launch.leave(BROKEN)
+        _say(message)
+        launch.leave(BROKEN)
+
+    watch = Watch(launch.store(), rank, world, leave_them, lambda: launch.leave(BROKEN))
+    watch.start()
+    return watch
 
 
 def _say(message: str) -> None:

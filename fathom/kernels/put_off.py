@@ -2,8 +2,9 @@
 
 The gradient of a product's input is wanted at once by the stage before; that of its weight by nobody
 until the optimiser's step. Inside `PutOff.collecting` the products' rules compute the first only and leave the
-second as a task, so that a pipeline can run the tasks where it would otherwise wait. A task
-keeps the product's input and the gradient of its output, and nothing of the graph.
+second as a task, so that a pipeline can run the tasks where it would otherwise wait (DeepSeek's
+DualPipe has a `WeightGradStore` for this). A task keeps the product's input and the gradient of its
+output, and nothing of the graph.
 
 torch's own split (`torch.distributed.pipelining`) walks the graph twice and would compute both gradients
 in both walks of a rule like ours; a rule that puts off its own half costs nothing.

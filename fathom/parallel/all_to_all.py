@@ -29,9 +29,9 @@ from fathom.parallel.waiting import waiting
 class Traffic:
     """Bytes that this rank sent to others, by hop and by what they were.
 
-    Hops are "ep" (the only one), "across" nodes and inside the "node". Loads are "routing" (which experts are wanted),
-    "dispatch" and "combine", and the gradients of the latter two, "dispatch gradient" and "combine gradient". What a
-    rank sends to itself does not count.
+    Hops are "ep" where there is one only, else "across" nodes and then inside the "node". Loads are "routing" (which
+    experts are wanted), "dispatch" and "combine", and the gradients of the latter two, "dispatch gradient" and "combine
+    gradient". What a rank sends to itself does not count.
     """
 
     bytes: Counter[tuple[str, str]] = field(default_factory=Counter)

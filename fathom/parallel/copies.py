@@ -20,6 +20,11 @@ from torch.nn.functional import embedding_bag
 from fathom.kernels.recompute import keep, kept
 
 
+def occurrences(numbers_L: Tensor, below: int) -> Tensor:
+    """How often each of 0 … below - 1 occurs, int64. `bincount` would wait for a GPU to have found their range."""
+    return numbers_L.new_zeros(below).index_add_(0, numbers_L, torch.ones_like(numbers_L))
+
+
 @dataclass(frozen=True)
 class Copies:
     """Where each of N rows goes. All int64."""
@@ -37,7 +42,7 @@ class Copies:
         order = key_L.argsort(stable=True)
         place_L = torch.empty_like(order)
         place_L[order] = torch.arange(order.shape[0], device=order.device)
-        count_N = torch.bincount(source_L, minlength=rows)
+        count_N = occurrences(source_L, rows)
         return cls(source_L[order], place_L, count_N.cumsum(0) - count_N)
 
     def make(self, x_ND: Tensor) -> Tensor:

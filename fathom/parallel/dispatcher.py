@@ -27,7 +27,7 @@ from torch import Tensor
 
 from fathom.errors import ParallelError
 from fathom.parallel.all_to_all import Route, Traffic, send
-from fathom.parallel.copies import Copies
+from fathom.parallel.copies import Copies, occurrences
 from fathom.parallel.mesh import Group, Mesh
 
 
@@ -42,7 +42,7 @@ class Hop:
         owner_NK = slots_NK.div(self.experts, rounding_mode="floor")  # -1 stays -1
         source_L, owner_L = self._wanted(owner_NK).nonzero(as_tuple=True)
         copies = Copies.sort(source_L, owner_L, rows_NX.shape[0])
-        out_G = torch.bincount(owner_L, minlength=self.group.size)
+        out_G = occurrences(owner_L, self.group.size)
         route = Route.agree(self.group, out_G, self.name, self.traffic)
         return Leg(route, copies, rows_NX, self._slots(slots_NK, owner_NK, copies, out_G))
 
@@ -53,7 +53,8 @@ class Hop:
 
     def _slots(self, slots_NK: Tensor, owner_NK: Tensor, copies: Copies, out_G: Tensor) -> Tensor:
         """Each copy's slots as its receiver counts its experts, int32 [S, K]."""
-        to_S = torch.arange(self.group.size, device=out_G.device).repeat_interleave(out_G)[:, None]
+        ranks_G = torch.arange(self.group.size, device=out_G.device)
+        to_S = ranks_G.repeat_interleave(out_G, output_size=len(copies.source_S))[:, None]
         slots_SK, owner_SK = slots_NK[copies.source_S], owner_NK[copies.source_S]
         theirs = slots_SK - to_S * self.experts
         return theirs.masked_fill(owner_SK != to_S, -1).to(torch.int32)
@@ -108,7 +109,7 @@ class SentToExperts:
         expert_L = slots_RK[source_L, choice_L]
         self.copies = Copies.sort(source_L, expert_L, x_RD.shape[0])
         self.weights_L = weights_RK[source_L, choice_L]
-        return self.copies.make(x_RD), torch.bincount(expert_L, minlength=self.experts)
+        return self.copies.make(x_RD), occurrences(expert_L, self.experts)
 
 
 class ExpertParallelDispatcher:

@@ -30,7 +30,7 @@ def launched() -> bool:
 def join(timeout: timedelta = timedelta(minutes=10)) -> torch.device:
     """Join the other processes; the device that is this one's.
 
-    NCCL between GPUs, gloo between CPUs. `timeout` is how long a collective waits for another rank. Raises
+    NCCL between GPUs, gloo between CPUs. `timeout` is how long a collective of all ranks waits for another one. Raises
     `ParallelError` when torchrun did not start this process, or it has no GPU of its own.
     """
     if not launched():

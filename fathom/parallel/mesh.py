@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
-from datetime import timedelta
 from typing import Any
 
 import torch
@@ -77,7 +76,7 @@ class Mesh:
     node; across: those of ep with this one's index on each node.
     """
 
-    def __init__(self, layout: Layout, timeout: timedelta | None = None) -> None:
+    def __init__(self, layout: Layout) -> None:
         """Collective: all ranks of an initialised `torch.distributed` build the same layout.
 
         Raises `ParallelError` when there are not as many processes as the layout needs.
@@ -90,7 +89,6 @@ class Mesh:
             )
         self.layout = layout
         self.rank = dist.get_rank() if there > 1 else 0
-        self._timeout = timeout
         self._made: dict[Any, list[dist.ProcessGroup | None]] = {}
         self._beside: dict[str, Group] = {}
         device = layout.ep // layout.nodes
@@ -119,7 +117,7 @@ class Mesh:
         if use not in self._beside:
             world = self.world
             alone = world.handle is None
-            handle = None if alone else dist.new_group(backend="gloo", timeout=self._timeout)
+            handle = None if alone else dist.new_group(backend="gloo")
             self._beside[use] = Group(world.ranks, world.place, handle)
         return self._beside[use]
 
@@ -168,4 +166,4 @@ class Mesh:
             return None
         if len(ranks) == self.layout.world:
             return dist.group.WORLD
-        return dist.new_group(ranks, timeout=self._timeout)  # None-like for those outside
+        return dist.new_group(ranks)  # None-like for those outside

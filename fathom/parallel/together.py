@@ -53,8 +53,18 @@ class Together:
         return [outcome.value for outcome in found]
 
     def lead(self, part: Callable[[], T]) -> T:
-        """The first rank does it, and all have what came of it. Raises as `each` does."""
-        return self.each(lambda: part() if self.leads else None)[0]  # type: ignore[return-value]
+        """The first rank does it, and all have what came of it; it waits for nobody.
+
+        Raises its error on every rank, and `ParallelError` where one is lost that was to pass the word on.
+        """
+        if self.group.handle is None:
+            return part()
+        told: list[Any] = [_outcome(part) if self.leads else None]
+        with lost_ranks():
+            dist.broadcast_object_list(told, self.group.ranks[0], self.group.handle)
+        if told[0].error is not None:
+            raise of_rank(told[0].error, self.group.ranks[0])
+        return told[0].value
 
 
 @contextmanager

@@ -1,8 +1,8 @@
 """Work that goes on behind the training, one piece at a time.
 
-A checkpoint that is written so is finished by the same thread (hashes, manifest, the rename), by the same lines as
-one that the training waits for. `torch.distributed.checkpoint.async_save` has a thread of its own too, but
-ends where those begin.
+A checkpoint that is written so goes through the same lines as one that the training waits for, from the tensors to
+the hashes, the manifest and the rename. `torch.distributed.checkpoint.async_save` has a thread of its own too, but
+that one ends with the tensors, and the rest would have to be waited for.
 """
 
 from __future__ import annotations

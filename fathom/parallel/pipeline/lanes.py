@@ -5,6 +5,10 @@ all-to-all needs a stream of its own; there it waits for what it needs and nothi
 computation that needs it waits for it. NCCL's transfers run on a third, NCCL's own, in the order in which they were
 posted. The backward pass of an operation runs on the stream of its forward pass; autograd sees to that.
 
+A dispatch is where the host does wait, when it sends and when it receives: how many rows go, how many come and to
+how many experts it must know to make room for them. It waits for the stream of the network alone. The computations
+issued before go on meanwhile, and in the published order one of the other chunk stands in front of each such wait.
+
 On a CPU the host computes, transfers are the business of gloo's threads, and there is nothing to choose.
 """
 

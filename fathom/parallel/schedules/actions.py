@@ -132,10 +132,6 @@ class Schedule:
             )
         return self._rank_of[part]
 
-    def holders(self, stage: int) -> tuple[int, ...]:
-        """The ranks of a stage's copies, copy 0 first. Gradients are added over them after the last step."""
-        return tuple(self.rank_of(Part(stage, copy)) for copy in range(self.copies))
-
     def microbatches_of(self, copy: int) -> range:
         """The micro-batches that go through a copy: all, or one half each where there are two."""
         share = self.microbatches // self.copies

@@ -2,7 +2,8 @@
 
 P is the number of stages, whatever the number of ranks. F, B, W and F&B are the durations of a forward chunk, of a
 *whole* backward chunk (its weight gradients included), of its weight gradients alone, and of an overlapped pair.
-With B read as the gradient of the input, the entry of ZB1P makes no sense (B - 2W would be negative).
+The entry of ZB1P shows that B is the whole: its own paper (Qi et al. 2024) has (P - 1)(F + I - W), I being the
+gradient of the input alone, and that is the table's (P - 1)(F + B - 2W) with B = I + W.
 """
 
 from __future__ import annotations

@@ -51,7 +51,7 @@ class Costs:
         return self.input_grad + self.weight_grad if self.backward is None else self.backward
 
     def of(self, step: Step) -> float:
-        """Duration of an action; of a pair, whatever its stages, the share of its two halves that `pair` is."""
+        """Duration of a step. A pair of stages with factors saves the same share as one without."""
         if isinstance(step, Pair):
             apart = self.of(step.forward) + self.of(step.backward)
             usually = self.forward + self.whole_backward

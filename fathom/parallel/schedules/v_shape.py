@@ -2,7 +2,8 @@
 
 Rank r of R holds stage r on the way down and stage 2R - 1 - r on the way up. The last stage lies on rank 0, where the
 first one is too, so that the first backward begins early and the memory is the same on all ranks. With
-F = I = W and no time for transfers, no rank waits between its first action and its last.
+F = I = W, no time for transfers and at least 2R - 1 micro-batches, no rank waits between its first action and its
+last. Rank r begins r forwards after the first one and ends R - 1 - r actions before the last one: a bubble of (R - 1)F.
 """
 
 from __future__ import annotations
