@@ -80,7 +80,10 @@ class Transformer(nn.Module):
 
     @torch.no_grad()
     def reset_parameters(self) -> None:
-        """Normal weights of the configured deviation (report: 0.006), norms one, biases zero."""
+        """Normal weights of the configured deviation (report: 0.006), norms one, biases zero.
+
+        `fathom.model.initial` draws the same numbers for parts of a model, in this order.
+        """
         if self.config.tie_word_embeddings:
             self.lm_head.weight = self.model.embed_tokens.weight  # type: ignore[assignment]
         for buffer in self.buffers():

@@ -2,8 +2,8 @@
 
 The first rank writes it with the lines that write a whole model (`fathom.interop.writing`), one file after
 the other, and asks for what a file needs: it tells everyone, and each sends what it has. A
-released tensor (one expert, one matrix) is whole on some rank, so nothing has to be put together, and no rank
-ever holds more than what it trains, and the first one a file's tensors besides.
+released tensor (one expert, one matrix) is whole on some rank; with full sharding each may have some rows of it. So no
+rank ever holds more than what it trains, and the first one a file's tensors besides.
 
 Messages go from CPU memory in the dtype that is stored, over a group of their own.
 """
@@ -86,7 +86,8 @@ class _Run:
 class _Wanted:
     """Part of a tensor, by who has it."""
 
-    place: int
+    places: tuple[int, ...]
+    """In the order of the rows that each sends."""
     slot: Slot
     dtype: torch.dtype
 
@@ -95,7 +96,7 @@ def _runs(parallel: Parallel) -> dict[str, _Run]:
     """The tensors here that no rank before this one has; after ZeRO-1's `share` they are up to date everywhere."""
     found = {}
     for shard in parallel.model_shards(parallel.model.state_dict()):
-        if shard.first:
+        if shard.first and shard.tensor.numel():
             inner = shard.shape[1:].numel()
             first, count = shard.offset // inner, shard.tensor.numel() // inner
             told = _Told(
@@ -116,7 +117,7 @@ def _part(run: _Run, wanted: _Wanted) -> Tensor:
 def _send(wanted: list[_Wanted], here: Mapping[str, _Run], ranks: Together) -> None:
     group = ranks.group
     for one in wanted:
-        if one.place == group.place:
+        if group.place in one.places:
             with lost_ranks():
                 dist.send(_bytes(_part(here[one.slot.name], one)), group.ranks[0], group.handle)
 
@@ -159,26 +160,36 @@ class _Asking:
     ) -> dict[str, Tensor]:
         """The tensors of one file."""
         wanted = {
-            name: _Wanted(self._place(slot), slot, kinds[name]) for name, slot in slots.items()
+            name: _Wanted(self._places(slot), slot, kinds[name]) for name, slot in slots.items()
         }
         self.ranks.lead(lambda: list(wanted.values()))
         return {name: self._receive(one) for name, one in wanted.items()}
 
-    def _place(self, slot: Slot) -> int:
-        for place, told in self.holders[slot.name]:
+    def _places(self, slot: Slot) -> tuple[int, ...]:
+        """One rank that has all of it, or several that have it together."""
+        holders = sorted(self.holders[slot.name], key=lambda holder: holder[1].rows.start)
+        for place, told in holders:
             whole = len(told.rows) == told.shape[0]
             if whole or (slot.index and slot.index[0] in told.rows):
-                return place
-        raise CheckpointError(
-            f"no rank holds {slot.name} at {slot.index}; the ranks do not hold one model together, start them again"
-        )
+                return (place,)
+        rows = [row for _, told in holders for row in told.rows]
+        if slot.index or rows != list(range(self.tensors[slot.name].shape[0])):
+            raise CheckpointError(
+                f"no rank holds {slot.name} at {slot.index}; the ranks do not hold one model together, start them again"
+            )
+        return tuple(place for place, _ in holders)
 
     def _receive(self, wanted: _Wanted) -> Tensor:
         group, slot = self.ranks.group, wanted.slot
-        if wanted.place == group.place:
-            return _part(self.here[slot.name], wanted)
-        shape = slot.of(self.tensors).shape
-        tensor = torch.empty(shape, dtype=wanted.dtype)
-        with lost_ranks():
-            dist.recv(_bytes(tensor), group.ranks[wanted.place], group.handle)
+        tensor = torch.empty(slot.of(self.tensors).shape, dtype=wanted.dtype)
+        told = dict(self.holders[slot.name])
+        for place in wanted.places:
+            part = tensor
+            if len(wanted.places) > 1:
+                part = tensor[told[place].rows.start : told[place].rows.stop]
+            if place == group.place:
+                part.copy_(_part(self.here[slot.name], wanted))
+            else:
+                with lost_ranks():
+                    dist.recv(_bytes(part), group.ranks[place], group.handle)
         return tensor

@@ -19,7 +19,7 @@ from fathom.parallel.layout import Layout
 from fathom.parallel.waiting import waiting
 
 
-def _collective(new: str, old: str) -> Callable[..., Any]:
+def collective(new: str, old: str) -> Callable[..., Any]:
     """torch 2.13 has new names for some and warns of the old ones, which are all that 2.11 has."""
     return getattr(dist, new, None) or getattr(dist, old)
 
@@ -52,7 +52,7 @@ class Group:
         if self.handle is None:
             return tensor
         out = tensor.new_empty(self.size * tensor.shape[0], *tensor.shape[1:])
-        gather = _collective("all_gather_single", "all_gather_into_tensor")
+        gather = collective("all_gather_single", "all_gather_into_tensor")
         with waiting():
             gather(out, tensor.contiguous(), group=self.handle)
         return out
@@ -62,7 +62,7 @@ class Group:
         if self.handle is None:
             return tensor
         out = tensor.new_empty(tensor.shape[0] // self.size, *tensor.shape[1:])
-        scatter = _collective("reduce_scatter_single", "reduce_scatter_tensor")
+        scatter = collective("reduce_scatter_single", "reduce_scatter_tensor")
         with waiting():
             scatter(out, tensor.contiguous(), group=self.handle)
         return out

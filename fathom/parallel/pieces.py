@@ -2,8 +2,9 @@
 
 A *piece* is a run of one parameter's numbers. Without ZeRO-1 it is the whole parameter; with it, the
 part of it that falls to this rank. Expert parallelism has already cut the parameter to this rank's
-experts, consecutive ones along the first axis. Both cuts are runs of the flattened whole, so a piece
-is named by the parameter's name, its shape in one process, and where in that, flattened, it begins:
+experts, consecutive ones along the first axis, and full sharding to this rank's rows. All cuts are
+runs of the flattened whole, so a piece is named by the parameter's name, its shape in one process, and
+where in that, flattened, it begins:
 the same words in every layout.
 """
 
@@ -65,6 +66,12 @@ class Shard:
     """Where the run begins in the flattened whole."""
     first: bool
     """Whether this is the rank that writes it, where several hold the same."""
+
+
+def here(tensor: Tensor) -> Tensor:
+    """What lies on this rank of a tensor of the model, in the same memory; all of it but with full sharding."""
+    to_local = getattr(tensor, "to_local", None)  # FSDP's tensors have it
+    return to_local() if to_local else tensor
 
 
 def named(model: Transformer, mesh: Mesh, plan: Plan | None = None) -> list[Named]:

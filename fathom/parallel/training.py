@@ -8,6 +8,9 @@ expert loads over everyone, squares of the gradient norm over everyone and each 
 biases move by the summed loads, the guard judges by summed numbers: every rank decides alike. What
 is not a number on one rank is none in the sums, so that all of them skip or stop together.
 
+With full sharding (`fathom.parallel.full`) gradients are summed during the backward pass, and a rank's parameters are
+its own rows of them.
+
 Alone, nothing of this costs anything or changes a bit.
 """
 
@@ -15,6 +18,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -22,11 +26,14 @@ from torch import Tensor, nn
 from fathom.model import Losses, Transformer
 from fathom.model.block import Block
 from fathom.model.moe import MoE
+from fathom.parallel.building import draw_initial, stand_in
 from fathom.parallel.experts import shard_experts
 from fathom.parallel.mesh import Mesh
 from fathom.parallel.pieces import (
+    Named,
     Piece,
     Shard,
+    here,
     model_shards,
     named,
     optimizer_shards,
@@ -35,6 +42,9 @@ from fathom.parallel.pieces import (
 from fathom.parallel.pipeline import Pipeline, Plan
 from fathom.parallel.pipeline.stages import load_rows
 from fathom.parallel.zero import BUCKET_BYTES, Bucket, grouped
+
+if TYPE_CHECKING:
+    from fathom.parallel.full import FullShard
 
 
 class Parallel:
@@ -47,10 +57,14 @@ class Parallel:
         zero1: bool = True,
         bucket_bytes: int = BUCKET_BYTES,
         plan: Plan | None = None,
+        full_shard: bool = False,
+        outline_on: torch.device | None = None,
     ) -> None:
         """Takes the model's layers and experts apart and, with ZeRO-1, moves its parameters into buckets.
 
-        All ranks together. `plan`: how the layers lie in the pipeline, where there is one.
+        All ranks together. `plan`: how the layers lie in the pipeline, where there is one. `full_shard`: parameters and
+        gradients are to lie in shards too (refused in a pipeline); then `zero1` is not asked. `outline_on`: for a model
+        that is an outline, the device that this rank's part of it is made on (`fathom.parallel.building`).
 
         So it comes before anything that holds on to parameters or their memory. All ranks bring the same weights.
         Raises `ParallelError` when the model cannot be laid out so.
@@ -60,13 +74,25 @@ class Parallel:
             plan = Plan(model.config, self.mesh.pp.size)
         self.pipeline = Pipeline(model, plan, self.mesh.pp) if plan else None
         self.traffic = shard_experts(model, self.mesh)
+        if outline_on is not None:
+            stand_in(model, outline_on)
         self.named = named(model, self.mesh, plan)
+        self.full = self._shard() if full_shard and not self.alone else None
         self.lists = grouped(self.named, bucket_bytes)
         self.zero1 = zero1 and any(one.copies.size > 1 for one in self.named)
         self.buckets = [Bucket(members) for members in self.lists] if self.zero1 else []
         self.pieces = [piece for bucket in self.buckets for piece in bucket.pieces]
         if not self.zero1:
             self.pieces = [Piece(one, one.parameter) for one in self.named]
+        if outline_on is not None:
+            draw_initial(model, self.named)
+
+    def _shard(self) -> FullShard:
+        from fathom.parallel.full import FullShard  # FSDP takes its time to be imported
+
+        full = FullShard(self.model, self.mesh, self.named)
+        self.named = full.named
+        return full
 
     @property
     def alone(self) -> bool:
@@ -92,7 +118,7 @@ class Parallel:
         """Sum gradients, losses and expert loads of all ranks; the losses of the whole batch.
 
         `found` holds this rank's losses times its shares of the batch. With ZeRO-1 the parameters' gradients are gone
-        afterwards, each rank has those of its pieces.
+        afterwards, each rank has those of its pieces. (With full sharding they are so already.)
         """
         if self.alone:
             return found
@@ -100,6 +126,8 @@ class Parallel:
         return self._reduce_numbers(found)
 
     def _reduce_gradients(self) -> None:
+        if self.full:
+            self.full.take_gradients()
         for bucket in self.buckets:
             bucket.reduce()
         for members in [] if self.zero1 else self.lists:
@@ -158,6 +186,11 @@ class Parallel:
         for bucket in self.buckets:
             bucket.share()
 
+    def release(self) -> None:
+        """Free what forward passes that nobody differentiates have gathered; after the last of some."""
+        if self.full:
+            self.full.release()
+
     def _device(self) -> torch.device:
         return self.named[0].parameter.device
 
@@ -170,6 +203,7 @@ class Parallel:
     def model_shards(self, tensors: Mapping[str, Tensor]) -> Iterator[Shard]:
         """Tensors that go by the model's names, like router biases and the average of the weights."""
         plan = self.pipeline.plan if self.pipeline else None
+        tensors = {name: here(tensor) for name, tensor in tensors.items()}
         return model_shards(tensors, self.named, self.mesh, plan)
 
     def optimizer_shards(self, optimizer: torch.optim.Optimizer) -> Iterator[Shard]:
@@ -183,16 +217,18 @@ class Parallel:
         """
         for bucket in self.buckets:
             for one, gradient in bucket.whole(lambda piece: piece.part.grad):
-                yield one.name, self._whole(one.shape, gradient)
+                yield one.name, self._whole(one, gradient)
         for piece in [] if self.zero1 else self.pieces:
             part = piece.part
             found = torch.zeros_like(part) if part.grad is None else part.grad
-            yield piece.of.name, self._whole(piece.of.shape, found)
+            yield piece.of.name, self._whole(piece.of, found)
 
     def whole_weights(self) -> Iterator[tuple[str, Tensor]]:
         """(name, parameter of one process), one at a time; all ranks together."""
         for one in self.named:
-            yield one.name, self._whole(one.shape, one.parameter.detach())
+            yield one.name, self._whole(one, one.parameter.detach())
 
-    def _whole(self, shape: torch.Size, tensor: Tensor) -> Tensor:
-        return tensor if tensor.shape == shape else self.mesh.ep.gather(tensor)
+    def _whole(self, one: Named, tensor: Tensor) -> Tensor:
+        if self.full:
+            tensor = self.full.together(one.name, tensor)
+        return tensor if tensor.shape == one.shape else self.mesh.ep.gather(tensor)

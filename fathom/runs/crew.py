@@ -28,9 +28,12 @@ PATIENCE = timedelta(days=7)
 class Crew:
     """A run's processes. Alone, nothing here costs anything."""
 
-    def __init__(self, layout: Layout | None = None) -> None:
-        """Collective. Raises `ParallelError` when there are not as many processes as the layout needs."""
-        self.mesh = Mesh(layout or Layout())
+    def __init__(self, layout: Layout | None = None, full_shard: bool = False) -> None:
+        """Collective. `full_shard`: whether weights lie in shards.
+
+        Raises `ParallelError` when there are not as many processes as the layout needs.
+        """
+        self.mesh, self.full_shard = Mesh(layout or Layout()), full_shard
         self.speaks = self.mesh.rank == 0
         world, words = self.mesh.world, None
         if world.size > 1:
@@ -42,6 +45,7 @@ class Crew:
         """One process, whether or not others are there."""
         crew = cls.__new__(cls)
         crew.mesh, crew.speaks, crew._together = Mesh.alone(), True, Together()
+        crew.full_shard = False
         return crew
 
     @property
@@ -52,7 +56,7 @@ class Crew:
     @property
     def whole(self) -> bool:
         """Whether every rank has the whole model."""
-        return self.mesh.layout.pp == self.mesh.layout.ep == 1
+        return self.mesh.layout.pp == self.mesh.layout.ep == 1 and not self.full_shard
 
     def first(self, do: Callable[[], T]) -> T:
         """What the first rank's `do` gives; the others wait for it. All ranks together.

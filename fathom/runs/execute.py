@@ -25,6 +25,7 @@ from fathom.data.progress import Say
 from fathom.errors import FathomError
 from fathom.kernels import compile_elementwise
 from fathom.model import Transformer
+from fathom.model.initial import outline
 from fathom.parallel import Parallel
 from fathom.parallel.export import export
 from fathom.runs.callbacks import begin_stage, spike_line, stage_callbacks
@@ -33,7 +34,7 @@ from fathom.runs.environment import environment, what_changed
 from fathom.runs.folder import SPIKES, RunFolder, SilentFolder
 from fathom.runs.layout import RunLayout
 from fathom.runs.looking import check_needles
-from fathom.runs.machine import check_memory, compute_dtype
+from fathom.runs.machine import check_memory, check_memory_of_ranks, compute_dtype
 from fathom.runs.pace import EXPORTS, Pace
 from fathom.runs.recipe import Recipe, Stage
 from fathom.runs.saving import finish_saving, resume_run, save_run
@@ -55,7 +56,7 @@ class Run:
         self, recipe: Recipe, out: str | Path, device: torch.device, show: Show, say: Say
     ) -> None:
         self.layout = RunLayout(recipe, dist.get_world_size() if dist.is_initialized() else 1)
-        self.crew = Crew(self.layout.layout)
+        self.crew = Crew(self.layout.layout, self.layout.full_shard)
         self.recipe, self.device = recipe, device
         self.show, self.say = (show, say) if self.crew.speaks else (_silent, _silent)
         self.folder = RunFolder(out) if self.crew.speaks else SilentFolder(out)
@@ -70,6 +71,8 @@ class Run:
         """Folder, data, model and optimiser, put back to where the run was."""
         if self.crew.size == 1:
             check_memory(self.recipe.model, self.device)
+        else:
+            check_memory_of_ranks(self.layout, self.crew, self.device)
         if self.recipe.monitor.tensorboard:
             require_tensorboard()
         self.crew.first(lambda: self.folder.claim(self.recipe))
@@ -106,15 +109,27 @@ class Run:
         """A trainer at step 0."""
         recipe = self.recipe
         model = self._build_model(compute_dtype(recipe.precision.compute, self.device))
-        zero1 = recipe.parallel.zero1
-        parallel = Parallel(model, self.crew.mesh, zero1, plan=self.layout.plan_on(self.device))
+        asked = recipe.parallel
+        parallel = Parallel(
+            model,
+            self.crew.mesh,
+            asked.zero1,
+            plan=self.layout.plan_on(self.device),
+            full_shard=asked.full_shard,
+            outline_on=None if self.crew.size == 1 else self.device,
+        )
         return Trainer.start(model, recipe.optim, recipe.guard, recipe.ema, parallel)
 
     def _build_model(self, dtype: torch.dtype | None) -> Transformer:
-        """The model as the seed makes it, on the device; the same on every device."""
+        """The model as the seed makes it, on the device; the same on every device.
+
+        Of many processes none has the memory for it: there an outline, which `Parallel` gives this rank's numbers.
+        """
         torch.manual_seed(self.recipe.seed)
         ids = self.data.tokenizer.sentence_ids()  # a loaded tokenizer brings its own
-        model = Transformer(self.recipe.model.replace(**ids)).to(self.device)
+        config = self.recipe.model.replace(**ids)
+        alone = self.crew.size == 1
+        model = Transformer(config).to(self.device) if alone else outline(config)
         model.set_compute_dtype(dtype)
         model.set_recompute(self.recipe.precision.recompute)
         return model
@@ -145,6 +160,7 @@ class Run:
             if checkpoints(self.folder.checkpoints):
                 self.say("no checkpoint is whole: beginning anew")
             if self.trainer.step:  # a roll-back
+                del self.trainer  # there may not be the memory for two
                 self.trainer = self._start()
         self.saved_step = self.trainer.step
 
@@ -196,6 +212,7 @@ class Run:
     def _roll_back(self, spike: RollBack) -> None:
         """Go back to the newest good checkpoint, or the start, and pass over the data seen since."""
         tally, passed_over = self.trainer.guard.tally, Counter(self.trainer.passed_over)
+        spike.__traceback__ = None  # whose frames hold the trainer
         self._resume()
         since = spike.sequences_since(self.trainer.step)
         line = spike_line(spike.record) | {"to": self.trainer.step, "passed_over": since}

@@ -62,7 +62,13 @@ class RunLayout:
     def name(self) -> str:
         """In a few letters: pp2 dp4 ep2 1F1B."""
         layout, pipeline = self.layout, f" {self.recipe.parallel.schedule}" if self.plan else ""
-        return f"pp{layout.pp} dp{layout.dp} ep{layout.ep}{pipeline}"
+        sharded = " full_shard" if self.full_shard else ""
+        return f"pp{layout.pp} dp{layout.dp} ep{layout.ep}{pipeline}{sharded}"
+
+    @property
+    def full_shard(self) -> bool:
+        """Whether weights lie in shards."""
+        return self.recipe.parallel.full_shard and self.processes > 1
 
     def micro_batch(self, stage: Stage) -> int:
         """Sequences that a rank computes at a time.

@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import os
+import platform
+from itertools import groupby
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 
-from fathom.errors import FathomError
+from fathom.errors import FathomError, ParallelError
 from fathom.model import ModelConfig
+from fathom.parallel.building import Holding, holdings
 from fathom.planning import training_memory
 from fathom.planning.describe import gib
+from fathom.runs.crew import Crew
+from fathom.runs.layout import RunLayout
 
 _CONTAINER_LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
 
@@ -44,6 +50,46 @@ def check_memory(config: ModelConfig, device: torch.device) -> None:
             f"weights, gradients and moments of this model take {gib(least)} and this {device.type} has {gib(there)}; "
             f"take a smaller recipe or more memory (--dry-run says what each stage needs)"
         )
+
+
+class _Rank(NamedTuple):
+    """What a rank needs and what there is; ranks of one machine share a CPU's memory."""
+
+    machine: str
+    device: str
+    least: int
+    there: int | None
+
+
+def _place(rank: _Rank) -> tuple[str, str]:
+    return rank.machine, rank.device
+
+
+def check_memory_of_ranks(layout: RunLayout, crew: Crew, device: torch.device) -> None:
+    """The same for many processes: what the ranks of a device keep of weights, gradients and moments. All together.
+
+    Raises `ParallelError`, the same on all ranks.
+    """
+    parallel = layout.recipe.parallel
+    held = holdings(
+        layout.recipe.model, layout.layout, layout.plan, parallel.zero1, parallel.full_shard
+    )
+    least = least_memory(held[crew.mesh.pp.place])
+    told = crew.everyone(_Rank(platform.node(), str(device), least, memory_of(device)))
+    for (machine, name), group in groupby(sorted(told, key=_place), _place):
+        ranks = list(group)
+        needed, there = sum(rank.least for rank in ranks), ranks[0].there
+        if there is not None and needed > there:
+            many = "one rank takes" if len(ranks) == 1 else f"{len(ranks)} ranks take"
+            raise ParallelError(
+                f"{many} {gib(needed)} for weights, gradients and moments, and {name} of {machine} has {gib(there)}; "
+                f"raise parallel.pp or parallel.ep, or take more machines (`fathom plan` says what a rank needs)"
+            )
+
+
+def least_memory(held: Holding) -> int:
+    """Bytes of a rank's float32 weights, their gradients, and AdamW's moments of what it updates."""
+    return 4 * (2 * held.weights + 2 * held.updated)
 
 
 def compute_dtype(wanted: str, device: torch.device) -> torch.dtype | None:

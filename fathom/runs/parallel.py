@@ -28,6 +28,8 @@ class ParallelConfig:
     """Layers of each stage, from the embedding on; empty: as even as possible. ZBV and DualPipeV have 2 pp stages."""
     zero1: bool = True
     """Shard AdamW's moments over the ranks that hold the same weights (report §3.2); no matter on one process."""
+    full_shard: bool = False
+    """Shard weights and gradients too, and gather a block's weights where they are used (FSDP2); for pp = 1."""
 
     @property
     def processes(self) -> int:
@@ -47,6 +49,12 @@ class ParallelConfig:
         if any(layers < 1 for layers in self.layers):
             raise RecipeError(
                 f"parallel.layers = {list(self.layers)} leaves a stage empty; give each at least 1"
+            )
+        if self.full_shard and self.pp > 1:
+            raise RecipeError(
+                f"parallel.full_shard = true with parallel.pp = {self.pp} would gather every weight again for each "
+                f"micro-batch of the pipeline; leave it out (parallel.zero1 shards the moments there), or set "
+                f"parallel.pp = 1"
             )
         if self.layers and self.pp == 1:
             raise RecipeError(

@@ -24,6 +24,7 @@ from torch import Tensor
 
 from fathom.errors import RecipeError
 from fathom.model import Transformer
+from fathom.parallel.pieces import here
 
 
 @dataclass(frozen=True)
@@ -46,8 +47,11 @@ class EmaConfig:
 
 
 def averaged(model: Transformer) -> dict[str, Tensor]:
-    """The live tensors that an average is kept of, by name: parameters and router biases, a tied head once."""
-    tensors = model.state_dict()
+    """The live tensors that an average is kept of, by name: parameters and router biases, a tied head once.
+
+    Of parameters in shards what is here.
+    """
+    tensors = {name: here(tensor) for name, tensor in model.state_dict().items()}
     if model.config.tie_word_embeddings:
         tensors.pop("lm_head.weight", None)  # another rank's, maybe
     return tensors

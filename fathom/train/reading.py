@@ -48,6 +48,8 @@ def summed(
         for numbers, (_, counts) in zip(found, mine, strict=False):  # none before the last stage
             total += numbers.cpu().double() * counts
     model.train(was_training)
+    if parallel:
+        parallel.release()
     if mesh.world.size == 1:
         return total
     return mesh.world.sum(total.to(device)).cpu()

@@ -45,8 +45,18 @@ EXPERTS = of_four_layers(Case(dp(4, ep=2)))
 DUAL = of_four_layers(pipe("DualPipe", 2, dp=2, ep=2))
 PIPE = of_four_layers(pipe("1F1B", 2))
 PLAIN = of_four_layers(Case(dp(2), zero1=False))
-LAYOUTS = {"one": ONE, "dp4 ep2": EXPERTS, "DualPipe": DUAL, "1F1B": PIPE, "dp2 plain": PLAIN}
-FAST = {("DualPipe", "dp4 ep2"), ("dp4 ep2", "one"), ("one", "DualPipe"), ("dp4 ep2", "dp2 plain")}
+FULL = of_four_layers(Case(dp(4, ep=2), full=True))
+LAYOUTS = {
+    "one": ONE,
+    "dp4 ep2": EXPERTS,
+    "DualPipe": DUAL,
+    "1F1B": PIPE,
+    "dp2 plain": PLAIN,
+    "full": FULL,
+}
+FAST = {
+    ("DualPipe", "dp4 ep2"), ("dp4 ep2", "one"), ("one", "DualPipe"), ("dp4 ep2", "dp2 plain"), ("full", "dp2 plain"),
+}  # fmt: skip
 WAYS = [
     pytest.param(a, b, id=f"{a} to {b}", marks=() if (a, b) in FAST else pytest.mark.slow)
     for a in LAYOUTS
@@ -136,7 +146,10 @@ def test_another_layout_goes_on(saved: str, resumed: str, tmp_path: Path) -> Non
             assert distance(state[name], tensor) <= close, name
 
 
-@pytest.mark.parametrize("layout", ["DualPipe", pytest.param("dp4 ep2", marks=pytest.mark.slow)])
+SLOW = [pytest.param(name, marks=pytest.mark.slow) for name in ("dp4 ep2", "full")]
+
+
+@pytest.mark.parametrize("layout", ["DualPipe", *SLOW])
 def test_the_same_layout_goes_on_bit_for_bit(layout: str, tmp_path: Path) -> None:
     """Everything that a checkpoint holds, on every rank; written behind the training."""
     case = replace(LAYOUTS[layout], dtype=torch.float32)
@@ -300,6 +313,7 @@ def exports(case: Case, directory: Path, settings: dict[str, Any]) -> None:
 EXPORTED = [
     pytest.param(DUAL, {}, id="DualPipe"),
     pytest.param(EXPERTS, {"dtype": torch.bfloat16}, id="dp4 ep2 in bfloat16"),
+    pytest.param(replace(FULL, tied=True), {}, id="full tied"),
     pytest.param(replace(PIPE, tied=True), {}, id="1F1B tied", marks=pytest.mark.slow),
 ]
 
@@ -340,9 +354,12 @@ def fetched(case: Case, directory: Path) -> list[int]:
     return sizes
 
 
-def test_nobody_holds_more_than_a_file_besides(tmp_path: Path) -> None:
-    first, second = run(fetched, 2, PIPE, tmp_path)
-    assert len(first) > 5 and max(first) <= 60_000 and not second
+@pytest.mark.parametrize(
+    "case", [pytest.param(PIPE, id="1F1B"), pytest.param(FULL, id="full", marks=pytest.mark.slow)]
+)
+def test_nobody_holds_more_than_a_file_besides(case: Case, tmp_path: Path) -> None:
+    first, *others = run(fetched, case.layout.world, case, tmp_path)
+    assert len(first) > 5 and max(first) <= 60_000 and not any(others)
 
 
 def exports_to_a_file(case: Case, place: Path) -> str:

@@ -21,6 +21,7 @@ from torch import Tensor
 
 import fathom
 from fathom.data.loader import Loader, Ring
+from fathom.model.initial import outline
 from fathom.model.moe import MoE
 from fathom.parallel import Layout, Mesh, Parallel
 from fathom.parallel.pipeline import Plan
@@ -52,6 +53,7 @@ class Case:
 
     layout: Layout = field(default_factory=Layout)
     zero1: bool = True
+    full: bool = False
     mtp: int = 1
     micro_batch: int = 2
     dtype: torch.dtype = torch.float64
@@ -87,6 +89,7 @@ LAYOUTS = [
     pytest.param(Case(dp(2, ep=2), zero1=False), id="dp2 ep2"),
     pytest.param(Case(dp(4, ep=2)), id="dp4 ep2 zero1"),
     pytest.param(Case(dp(4, ep=4, devices_per_node=2)), id="dp4 ep4 on two nodes, zero1"),
+    pytest.param(Case(dp(4, ep=2), full=True), id="dp4 ep2 full"),
     pytest.param(pipe("1F1B", 2), id="pp2 1F1B zero1"),
     pytest.param(pipe("DualPipe", 2, dp=2, ep=2), id="pp2 dp2 ep2 DualPipe zero1"),
     pytest.param(pipe("DualPipeV", 2, dp=2, ep=2), id="pp2 dp2 ep2 DualPipeV zero1", marks=slow),
@@ -103,6 +106,12 @@ LAYOUTS = [
     pytest.param(Case(dp(4)), id="dp4 zero1", marks=slow),
     pytest.param(Case(dp(4, ep=2), zero1=False), id="dp4 ep2", marks=slow),
     pytest.param(Case(dp(4, ep=4)), id="dp4 ep4 zero1", marks=slow),
+    pytest.param(Case(dp(2), full=True), id="dp2 full", marks=slow),
+    pytest.param(Case(dp(4), full=True, tied=True, recompute=True), id="dp4 full tied recomputed", marks=slow),
+    pytest.param(Case(dp(4), full=True, mtp=2, micro_batch=1), id="dp4 full two MTP depths accumulated", marks=slow),
+    pytest.param(Case(dp(4, ep=4), full=True), id="dp4 ep4 full", marks=slow),
+    pytest.param(Case(dp(8, ep=4, devices_per_node=2), full=True), id="dp8 ep4 on two nodes, full", marks=slow),
+    pytest.param(Case(dp(8), full=True, mtp=0, micro_batch=1), id="dp8 full without MTP", marks=slow),
     pytest.param(Case(dp(4, ep=4), zero1=False, micro_batch=1), id="dp4 ep4", marks=slow),
     pytest.param(Case(dp(4, ep=2), mtp=0), id="dp4 ep2 zero1 without MTP", marks=slow),
     pytest.param(Case(dp(4, ep=4), mtp=2), id="dp4 ep4 zero1 two MTP depths", marks=slow),
@@ -113,6 +122,9 @@ LAYOUTS = [
 LAYOUTS_IN_FLOAT32 = [
     pytest.param(Case(dp(2, ep=2), dtype=torch.float32), id="float32 dp2 ep2 zero1"),
     pytest.param(Case(dp(4, ep=4), False, dtype=torch.float32), id="float32 dp4 ep4", marks=slow),
+    pytest.param(
+        Case(dp(4, ep=2), full=True, dtype=torch.float32), id="float32 dp4 ep2 full", marks=slow
+    ),
     pytest.param(Case(dp(8, ep=4), dtype=torch.float32), id="float32 dp8 ep4 zero1", marks=slow),
 ]
 
@@ -169,12 +181,21 @@ def start(case: Case) -> Trainer:
         tie_word_embeddings=case.tied,
         num_hidden_layers=case.layers,
     )
-    model = fathom.Transformer(config).to(case.dtype)
+    alone, pp = case.layout.world == 1, case.layout.pp
+    model = (fathom.Transformer(config) if alone else outline(config)).to(case.dtype)
     model.set_recompute(case.recompute)
-    mesh = Mesh(case.layout) if case.layout.world > 1 else None
-    pp = case.layout.pp
+    mesh = None if alone else Mesh(case.layout)
     lies = Plan(config, pp, case.schedule) if pp > 1 else None
-    parallel = Parallel(model, mesh, case.zero1, bucket_bytes=1 << 15, plan=lies)
+    cpu = None if alone else torch.device("cpu")
+    parallel = Parallel(
+        model,
+        mesh,
+        case.zero1,
+        bucket_bytes=1 << 15,
+        plan=lies,
+        full_shard=case.full,
+        outline_on=cpu,
+    )
     return Trainer.start(model, OptimConfig(), GuardConfig(), EmaConfig(0.9), parallel)
 
 

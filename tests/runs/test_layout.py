@@ -57,6 +57,7 @@ def test_refused(
         ({"devices_per_node": 0}, "parallel.devices_per_node = 0"),
         ({"schedule": "dualpipe"}, "did you mean 'DualPipe'"),
         ({"layers": (2, 2)}, "does nothing with parallel.pp = 1"),
+        ({"pp": 2, "full_shard": True}, "full_shard = true with parallel.pp = 2 .*leave it out"),
         ({"pp": 2, "layers": (2, 0)}, "leaves a stage empty"),
     ],
 )
@@ -101,6 +102,8 @@ def test_bubble_of_a_step() -> None:
     # Huang et al. 2019: (P - 1) / (M + P - 1)
     assert found.bubble(found.recipe.stages[0]) == (4, pytest.approx(1 / 5))
     assert found.name == "pp2 dp1 ep1 GPipe" and layout(4, ep=2).name == "pp1 dp4 ep2"
+    assert layout(4, full_shard=True).name == "pp1 dp4 ep1 full_shard"
+    assert layout(1, full_shard=True).name == "pp1 dp1 ep1"
 
 
 def test_which_stages_of_the_report_its_own_layout_can_hold() -> None:
@@ -123,7 +126,7 @@ def test_which_stages_of_the_report_its_own_layout_can_hold() -> None:
 
 
 def test_a_folder_goes_on_with_another_layout(tmp_path: Any) -> None:
-    for parallel in ({}, {"pp": 2, "schedule": "ZB1P"}, {"zero1": False}):
+    for parallel in ({}, {"pp": 2, "schedule": "ZB1P"}, {"zero1": False}, {"full_shard": True}):
         recipe, folder = tiny_recipe(parallel=parallel), RunFolder(tmp_path / "run")
         folder.claim(recipe)
         (folder.path / "metrics.jsonl").touch()
@@ -144,6 +147,17 @@ def test_dry_run_shows_it(capsys: pytest.CaptureFixture[str]) -> None:
     assert status == 0
     assert "layout pp2 dp2 ep2 1F1B: 4 processes" in out
     assert "4 micro-batches of 1, 20 % of the time idle" in out
+
+
+def test_dry_run_refuses_to_gather_weights_for_each_micro_batch_of_a_pipeline(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    changes = ("--set", "parallel.pp=2", "--set", "parallel.full_shard=true")
+    status, out, said = call(capsys, "run", "nano", "--dry-run", *changes)
+    assert status == 2 and not out
+    assert (
+        said.count("\n") == 1 and "leave it out (parallel.zero1 shards the moments there)" in said
+    )
 
 
 def test_many_processes_want_torchrun(capsys: pytest.CaptureFixture[str], tmp_path: Any) -> None:

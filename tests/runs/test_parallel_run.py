@@ -84,10 +84,11 @@ def close(found: Any, expected: Any, where: str) -> None:
 LAYOUTS = [
     (2, ("parallel.ep=2", "checkpoint.asynchronous=true")),
     (2, ("parallel.pp=2", "parallel.schedule=ZB1P")),
+    (2, ("parallel.full_shard=true",)),
 ]
 
 
-@pytest.mark.parametrize(("ranks", "changes"), LAYOUTS, ids=["dp2 ep2 zero1", "pp2"])
+@pytest.mark.parametrize(("ranks", "changes"), LAYOUTS, ids=["dp2 ep2 zero1", "pp2", "dp2 full"])
 def test_it_computes_what_one_process_computes(
     ranks: int, changes: tuple[str, ...], recipe_file: Path, alone: Path, tmp_path: Path
 ) -> None:

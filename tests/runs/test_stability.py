@@ -8,6 +8,7 @@ import shutil
 import sys
 import threading
 import time
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -160,11 +161,23 @@ def test_rolled_back_the_data_since_the_checkpoint_is_passed_over(
 
 
 def test_without_a_checkpoint_it_goes_back_to_the_start(
-    corpus: Path, tmp_path: Path, poisoned: list[int]
+    corpus: Path, tmp_path: Path, poisoned: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """And computes what a run computes that never saw the first seven batches."""
-    changes = {"guard": {"action": "rollback"}, "checkpoint": {"every": 100, "keep": 2}}
-    run = execute.run(recipe(corpus, **changes), tmp_path / "run")
+    """And computes what a run computes that never saw the first seven batches. What there was is gone before."""
+    changes: dict[str, Any] = {"guard": {"action": "rollback"}, "ema": {"decay": 0.9}}
+    changes["checkpoint"] = {"every": 100, "keep": 2}
+    there: list[weakref.ref[torch.nn.Parameter]] = []
+    start = execute.Run._start
+
+    def noting(job: execute.Run) -> loop.Trainer:
+        assert not any(parameter() is not None for parameter in there)
+        trainer = start(job)
+        there.extend(map(weakref.ref, trainer.model.parameters()))
+        return trainer
+
+    with monkeypatch.context() as patch:
+        patch.setattr(execute.Run, "_start", noting)
+        run = execute.run(recipe(corpus, **changes), tmp_path / "run")
     assert [spike["to"] for spike in spikes(run)] == [0]
     job = execute.Run(
         recipe(corpus, **changes), tmp_path / "other", torch.device("cpu"), *[print] * 2

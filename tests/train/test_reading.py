@@ -29,7 +29,8 @@ def read(layout: Layout | None = None, schedule: str = "1F1B") -> list[Any]:
     parallel = None
     if layout:
         plan = Plan(model.config, layout.pp, schedule) if layout.pp > 1 else None
-        parallel = Parallel(model, Mesh(layout), plan=plan)
+        full = schedule == "full"
+        parallel = Parallel(model, Mesh(layout), plan=plan, full_shard=full)
     found: list[Any] = []
     for length in LENGTHS:
         text = data(length)
@@ -48,6 +49,7 @@ def expected() -> list[Any]:
 
 LAYOUTS = [
     (Layout(dp=4, ep=2), ""),
+    (Layout(dp=2), "full"),
     (Layout(pp=2, dp=2, ep=2), "ZBV"),
     (Layout(pp=4), "DualPipe"),
 ]
