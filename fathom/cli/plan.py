@@ -66,6 +66,10 @@ def plan(
         bool | None,
         typer.Option("--zero1/--no-zero1", help="Shard masters, moments; default: the recipe's."),
     ] = None,
+    full_shard: Annotated[
+        bool | None,
+        typer.Option("--full-shard/--no-full-shard", help="Shard weights too; the recipe's."),
+    ] = None,
     overlap: Annotated[
         bool | None,
         typer.Option(
@@ -93,6 +97,7 @@ def plan(
         "recompute": recompute,
         "fp8": fp8,
         "zero1": zero1,
+        "full_shard": full_shard,
         "overlap": overlap,
     }
     made = make_plan(chosen, _cluster(cluster, price), stage, wishes, what_if)
@@ -128,7 +133,7 @@ def make_plan(
 
 def _of_the_recipe(asked: ParallelConfig, wishes: dict[str, Any]) -> dict[str, Any]:
     """What table [parallel] says and the command line leaves open; a layout of one process says nothing."""
-    own: dict[str, Any] = {"zero1": asked.zero1}
+    own: dict[str, Any] = {"zero1": asked.zero1, "full_shard": asked.full_shard}
     if asked.pp > 1 or asked.ep > 1:
         own |= {"pp": asked.pp, "ep": asked.ep}
     if asked.pp > 1 and wishes.get("pp") != 1:
@@ -173,6 +178,7 @@ def _layout(recipe: Recipe, task: Task, stage: Stage, wishes: dict[str, Any]) ->
         recompute=wanted.get("recompute", "report" if recipe.precision.recompute else "none"),
         fp8=fp8,
         zero1=wanted["zero1"],
+        full_shard=wanted["full_shard"],
         moment_bytes=2 if fp8 else 4,
         overlap=wanted.get("overlap", False),
     )

@@ -69,7 +69,7 @@ def _head(console: Console, plan: Plan) -> None:
     how = [
         f"FP8 and {device.compute.upper()}" if layout.fp8 else device.compute.upper(),
         f"recompute {layout.recompute}",
-        f"ZeRO-1 {'on' if layout.zero1 else 'off'}",
+        *([] if layout.full_shard else [f"ZeRO-1 {'on' if layout.zero1 else 'off'}"]),
         f"overlap {'on' if layout.overlap else 'off'}",
     ]
     print_lines(

@@ -46,6 +46,8 @@ class PlannedLayout:
     """What backward makes again: "none"; "report": norms, MLA up-projections and SwiGLU (§3.2.3); "full": all."""
     zero1: bool = True
     """Whether master weights and moments are sharded over data-parallel ranks."""
+    full_shard: bool = False
+    """Whether weights and gradients are sharded too, and gathered a block at a time (FSDP2); for pp = 1."""
     fp8: bool = True
     """Whether linear layers multiply in FP8, keep FP8 for backward and dispatch FP8 (§3.3)."""
     moment_bytes: int = 2
@@ -63,7 +65,8 @@ class PlannedLayout:
         """In a few letters: pp16 dp128 ep64 DualPipe; mb4 for micro-batches of four sequences."""
         pipeline = f" {self.schedule}" if self.pp > 1 else ""
         micro = f" mb{self.micro_batch}" if self.micro_batch > 1 else ""
-        return f"pp{self.pp} dp{self.dp} ep{self.ep}{micro}{pipeline}"
+        sharded = " full_shard" if self.full_shard else ""
+        return f"pp{self.pp} dp{self.dp} ep{self.ep}{micro}{pipeline}{sharded}"
 
     @cached_property
     def traits(self) -> Traits:
@@ -150,6 +153,11 @@ def _check_pipeline(layout: PlannedLayout, config: ModelConfig) -> None:
     if layout.interleave > 1 and layout.schedule != "1F1B":
         raise PlanError(
             f"interleave = {layout.interleave} is for 1F1B and the schedule is {layout.schedule}; leave it at 1"
+        )
+    if layout.full_shard and layout.pp > 1:
+        raise PlanError(
+            f"full_shard with pp = {layout.pp} would gather every weight again for each micro-batch; give "
+            f"--no-full-shard or take pp = 1"
         )
     if layout.traits.parts == 2 and layout.bubble_stages % 2:
         raise PlanError(

@@ -135,3 +135,23 @@ def mtp_module(config: ModelConfig, depth: int) -> int:
     D = config.hidden_size
     block = attention(config) + feed_forward(config, config.num_hidden_layers + depth) + 2 * D
     return 3 * D + 2 * D * D + block
+
+
+def block_parameters(config: ModelConfig, layer: int) -> tuple[int, int]:
+    """(all but routed experts, routed experts) of one block, MTP modules' without what is no block in them."""
+    routed = config.n_routed_experts * expert(config) if config.is_moe_layer(layer) else 0
+    block = attention(config) + feed_forward(config, layer) + 2 * config.hidden_size
+    return block - routed, routed
+
+
+def around_mtp_block(config: ModelConfig) -> int:
+    """What is no block in an MTP module: two norms, the matrix that joins, its last norm (eq 21)."""
+    return 3 * config.hidden_size + 2 * config.hidden_size**2
+
+
+def outside_blocks(config: ModelConfig, mtp: bool = True) -> int:
+    """Embedding, head, last norm, and what is no block in MTP modules."""
+    matrices = 1 if config.tie_word_embeddings else 2
+    total = matrices * config.vocab_size * config.hidden_size + config.hidden_size
+    depth = config.num_nextn_predict_layers if mtp else 0
+    return total + depth * around_mtp_block(config)

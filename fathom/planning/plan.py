@@ -13,8 +13,8 @@ from fathom.planning.communication import (
     copies,
     dispatch,
     pipeline_bytes,
-    reduce_bytes,
 )
+from fathom.planning.full_shard import sent_bytes
 from fathom.planning.layout import PlannedLayout, check, has_experts, micro_batches
 from fathom.planning.parameters import Parameters, count_parameters
 from fathom.planning.published import V3, Prediction, predictions
@@ -31,7 +31,7 @@ from fathom.planning.run_cost import (
     run_cost,
 )
 from fathom.planning.search import Candidate, Task, alternatives, sweep
-from fathom.planning.step_time import StepTime, step_time
+from fathom.planning.step_time import StepTime, step_bytes, step_time
 from fathom.planning.what_if import Outcome, outcomes
 
 
@@ -229,10 +229,11 @@ class Plan:
             (rank_parameters(config, layout, r, self.task.mtp) for r in range(layout.pp)),
             key=lambda p: p.total,
         )
-        shared = reduce_bytes(most.shared, layout.dp * layout.traits.copies, layout.zero1)
-        experts = reduce_bytes(
-            most.experts, layout.dp * layout.traits.copies / layout.ep, layout.zero1
-        )
+        gradients, weights = step_bytes(layout, most)
+        if layout.full_shard:
+            gradients, weights = sent_bytes(
+                config, layout, device, self.micro_batches, self.task.mtp
+            )
         tokens = self.task.seq_len * layout.micro_batch
         return {
             "nodes_per_token": way.nodes if moe else 1.0,
@@ -243,6 +244,6 @@ class Plan:
             "pipeline_micro_batch": float(
                 pipeline_bytes(config, device, tokens) if layout.pp > 1 else 0
             ),
-            "gradients_step": shared[0] + experts[0],
-            "weights_step": shared[1] + experts[1],
+            "gradients_step": gradients,
+            "weights_step": weights,
         }

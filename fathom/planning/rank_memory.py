@@ -1,8 +1,9 @@
 """Memory of one rank by class for a training layout (report §3.2.3, §3.3.3, Table 2).
 
-A BF16 copy of the weights multiplies; FP32 masters and moments belong to the optimiser and are sharded by ZeRO-1.
-On a device without BF16 the masters multiply themselves. Activations are those of the micro-batches that a schedule
-has under way, which is most at the first ranks of a pipeline; the fullest rank decides whether a layout fits.
+A BF16 copy of the weights multiplies; FP32 masters and moments belong to the optimiser and are sharded by ZeRO-1. On a
+device without BF16 the masters multiply themselves. With full sharding gradients are sharded too, and no copy of the
+weights stays (`full_shard`). Activations are those of the micro-batches that a schedule has under way, which is most at
+the first ranks of a pipeline; the fullest rank decides whether a layout fits.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from dataclasses import asdict, dataclass
 from fathom.model import ModelConfig
 from fathom.planning.cluster import Device
 from fathom.planning.communication import copies
+from fathom.planning.full_shard import at_a_time
 from fathom.planning.layout import PlannedLayout, Stage, stages
 from fathom.planning.memory import (
     block_activations,
@@ -19,7 +21,7 @@ from fathom.planning.memory import (
     fp8_block_bytes,
     logits_bytes,
 )
-from fathom.planning.parameters import attention, expert, feed_forward
+from fathom.planning.parameters import around_mtp_block, block_parameters
 from fathom.planning.rates import BYTES, SCALE
 
 RESERVE = 0.06
@@ -77,11 +79,8 @@ def held(config: ModelConfig, layout: PlannedLayout, stage: Stage) -> Held:
     if stage.last:
         shared += config.hidden_size
     for layer in stage.layers:
-        routed = config.n_routed_experts * expert(config) if config.is_moe_layer(layer) else 0
-        block = attention(config) + feed_forward(config, layer) + 2 * config.hidden_size
-        if layer >= config.num_hidden_layers:
-            block += 3 * config.hidden_size + 2 * config.hidden_size**2
-        shared += block - routed
+        dense, routed = block_parameters(config, layer)
+        shared += dense + (around_mtp_block(config) if layer >= config.num_hidden_layers else 0)
         experts += routed / layout.ep
     return Held(shared, experts)
 
@@ -134,9 +133,14 @@ def rank_memory(
         for stage, flight in zip(mine, flights, strict=True)
     )
     head = any(stage.last for stage in mine)
+    weights, gradients = number * parameters.total, 4.0 * parameters.total
+    if layout.full_shard:
+        gathered, whole = at_a_time(config, layout, device, mtp)
+        weights = gathered + (4 * sharded if masters_multiply else 0.0)
+        gradients = whole + 4 * sharded
     return RankMemory(
-        weights=number * parameters.total,
-        gradients=4.0 * parameters.total,
+        weights=weights,
+        gradients=gradients,
         master=0.0 if masters_multiply else 4 * sharded,
         moments=2 * (4 if masters_multiply else layout.moment_bytes) * sharded,
         activations=activations,
@@ -147,7 +151,7 @@ def rank_memory(
 
 def _sharded(parameters: Held, layout: PlannedLayout) -> float:
     """Parameters whose optimiser state a rank holds; the two copies of a stage in DualPipe share the work."""
-    if not layout.zero1:
+    if not (layout.zero1 or layout.full_shard):
         return parameters.total
     ranks = layout.dp * layout.traits.copies
     return parameters.shared / ranks + parameters.experts / (ranks / layout.ep)

@@ -105,7 +105,12 @@ def choose(task: Task, like: PlannedLayout) -> PlannedLayout:
     """The report's layout where it can be and fits, else the fastest that fits, else the fastest."""
     check_settings(like, task.cluster)
     report = replace(
-        like, pp=REPORT.pp, dp=REPORT.dp, ep=REPORT.ep, schedule=REPORT.schedule, overlap=True
+        like,
+        pp=REPORT.pp,
+        dp=REPORT.dp,
+        ep=REPORT.ep,
+        schedule=REPORT.schedule,
+        overlap=True,
     )
     try:
         if task.candidate(report).fits:
@@ -125,7 +130,7 @@ def distance(one: PlannedLayout, other: PlannedLayout) -> float:
     """Changes between two layouts."""
     sizes = ("pp", "dp", "ep", "micro_batch")
     total = sum(abs(log2(getattr(one, key) / getattr(other, key))) for key in sizes)
-    kinds = ("schedule", "recompute", "zero1", "fp8", "overlap", "interleave")
+    kinds = ("schedule", "recompute", "zero1", "full_shard", "fp8", "overlap", "interleave")
     return total + sum(getattr(one, key) != getattr(other, key) for key in kinds)
 
 
@@ -144,6 +149,7 @@ def _layouts(task: Task, like: PlannedLayout) -> Iterator[PlannedLayout]:
                     yield replace(
                         like, pp=pp, dp=dp, ep=ep, schedule=schedule, recompute=recompute,
                         overlap=traits(schedule).overlaps, interleave=1, split=None,
+                        full_shard=like.full_shard and pp == 1,
                     )  # fmt: skip
 
 

@@ -3,8 +3,8 @@
 Without overlap a chunk takes its computation and its all-to-alls one after the other. With overlap a forward and a
 backward chunk run into one another on the SMs that communication leaves (`overlap`); in the bubble nothing overlaps.
 The slowest rank of a pipeline sets the pace. Gradients are reduced and weights gathered after the last micro-batch, in
-the open, which a good implementation partly hides; transfers between stages are hidden, being small (their time is
-given).
+the open, which a good implementation partly hides (full sharding does both beside the computation: `full_shard`);
+transfers between stages are hidden, being small (their time is given).
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from fathom.planning.block_time import BlockTime, Setting, Work, block_time, end
 from fathom.planning.cluster import DEVICES, Device
 from fathom.planning.communication import pipeline_bytes, reduce_bytes
 from fathom.planning.flops import flops_per_token
+from fathom.planning.full_shard import exposed_seconds, sent_bytes
 from fathom.planning.layout import PlannedLayout, Stage, stages
 from fathom.planning.overlap import pair_seconds
 from fathom.planning.rank_memory import Held, rank_parameters
@@ -120,7 +121,7 @@ def step_time(
         compute=compute,
         exposed=exposed,
         bubble=_bubble(setting, chunks, count),
-        reduce=_reduce_seconds(layout, device, rates, full),
+        reduce=_reduce_seconds(setting, full, compute, count, mtp),
         update=_update_seconds(layout, device, rates, full),
         all_to_all=max(_all_to_all(layout, chunks, rank, count) for rank in range(layout.pp)),
         pipeline=crossings * border / (rates.inter * device.inter_bandwidth),
@@ -237,22 +238,32 @@ def _all_to_all(layout: PlannedLayout, chunks: list[Chunk], rank: int, count: fl
     return share * _passes(layout) * sum(chunks[stage].transfer for stage in layout.held(rank))
 
 
-def _reduce_seconds(layout: PlannedLayout, device: Device, rates: Rates, parameters: Held) -> float:
-    """Rings over everything that has a copy of a parameter: experts dp / ep times, all else dp times."""
-    copies = layout.traits.copies
-    total = 0.0
-    for number, ranks in (
-        (parameters.shared, layout.dp * copies),
-        (parameters.experts, layout.dp / layout.ep * copies),
-    ):
-        total += sum(reduce_bytes(number, ranks, layout.zero1))
+def _reduce_seconds(
+    setting: Setting, parameters: Held, compute: float, count: float, mtp: bool
+) -> float:
+    """Rings over everything that has a copy of a parameter; of full sharding what shows beside the computation."""
+    config, layout, device, rates = setting.config, setting.layout, setting.device, setting.rates
     inside = layout.world <= device.per_node
     rate = rates.intra * device.intra_bandwidth if inside else rates.inter * device.inter_bandwidth
-    return total / rate
+    if layout.full_shard:
+        seconds = sum(sent_bytes(config, layout, device, count, mtp)) / rate
+        return exposed_seconds(config, seconds, compute, count, mtp)
+    return sum(step_bytes(layout, parameters)) / rate
+
+
+def step_bytes(layout: PlannedLayout, parameters: Held) -> tuple[float, float]:
+    """(gradient bytes, weight bytes) that a rank sends at the end of a step: experts exist dp / ep times, all else dp
+    times.
+    """
+    ranks = layout.dp * layout.traits.copies
+    shared = reduce_bytes(parameters.shared, ranks, layout.zero1)
+    experts = reduce_bytes(parameters.experts, ranks / layout.ep, layout.zero1)
+    return shared[0] + experts[0], shared[1] + experts[1]
 
 
 def _update_seconds(layout: PlannedLayout, device: Device, rates: Rates, parameters: Held) -> float:
     """Gradient read, master and two moments read and written, weights written."""
-    ranks = layout.dp * layout.traits.copies if layout.zero1 else 1
+    sharded = layout.zero1 or layout.full_shard
+    ranks = layout.dp * layout.traits.copies if sharded else 1
     mine = parameters.shared / ranks + parameters.experts / max(1.0, ranks / layout.ep)
     return mine * (4 + 8 + 4 * layout.moment_bytes + 2) / rates.bandwidth(device)

@@ -86,7 +86,7 @@ def test_options_reach_the_plan(capsys: pytest.CaptureFixture[str]) -> None:
     expected = {
         "pp": 2, "dp": 8, "ep": 8, "micro_batch": 2, "schedule": "DualPipe", "zero1": False,
         "fp8": False, "overlap": False, "recompute": "full", "split": [14, 13], "moment_bytes": 4,
-        "interleave": 1,
+        "interleave": 1, "full_shard": False,
     }  # fmt: skip
     assert found["layout"] == expected
     assert found["cost_usd"] == pytest.approx(1.5 * found["gpu_hours"]["total"])
@@ -119,6 +119,23 @@ def test_the_recipe_s_own_layout_is_planned_where_nothing_else_is_asked(
     assert found["split"] is None and found["zero1"] is True
     found = json.loads(call(capsys, *base, "--pp", "1")[1])["layout"]
     assert (found["pp"], found["dp"], found["ep"]) == (1, 16, 4)
+
+
+def test_full_sharding_is_the_recipe_s_or_asked_for(capsys: pytest.CaptureFixture[str]) -> None:
+    base = ("plan", "v3-16b", "--cluster", "h100x16", "--ep", "4", "--json")
+    asked, own, not_asked = (
+        json.loads(call(capsys, *base, *more)[1])
+        for more in (
+            ("--full-shard",),
+            ("--set", "parallel.full_shard=true"),
+            ("--set", "parallel.full_shard=true", "--no-full-shard"),
+        )
+    )
+    assert asked == own and asked["layout"]["full_shard"] and not not_asked["layout"]["full_shard"]
+    memory, whole = asked["memory_per_rank_bytes"], not_asked["memory_per_rank_bytes"]
+    assert memory["weights"] < whole["weights"] and memory["gradients"] < whole["gradients"]
+    status, _, trouble = call(capsys, *base[:-1], "--full-shard", "--pp", "2")
+    assert status == 2 and "give --no-full-shard" in trouble
 
 
 def test_a_what_if_changes_the_whole_plan(capsys: pytest.CaptureFixture[str]) -> None:
