@@ -15,7 +15,8 @@ from fathom.data.progress import Say
 def asked_to_stop(flag: threading.Event, many: bool, say: Say) -> Iterator[None]:
     """The first Ctrl-C sets the flag, the second is as usual.
 
-    So does, in one process of many, the SIGTERM with which torchrun ends them.
+    So does, in one process of many, the SIGTERM with which torchrun ends them. After an error it is ignored there: when
+    a rank is lost torchrun ends the others at once, which have yet to say who it was.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -33,6 +34,10 @@ def asked_to_stop(flag: threading.Event, many: bool, say: Say) -> Iterator[None]
         signal.signal(number, first)
     try:
         yield
+    except Exception:
+        if many:
+            before[signal.SIGTERM] = signal.SIG_IGN
+        raise
     finally:
         for number in numbers:
             signal.signal(number, before[number])
