@@ -53,5 +53,6 @@ def did_you_mean(name: str, known: Iterable[str], otherwise: str = "known are") 
     "did you mean 'nano'?"
     """
     names = list(known)
-    near = get_close_matches(name, names, n=1)
+    alike = [one for one in names if one.lower() == name.lower()]
+    near = alike or get_close_matches(name, names, n=1)
     return f"did you mean {near[0]!r}?" if near else f"{otherwise} {', '.join(names)}"

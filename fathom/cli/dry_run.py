@@ -41,14 +41,10 @@ def print_layout(layout: RunLayout) -> None:
     """What each process is for, and how long a pipeline idles; nothing for one process."""
     if layout.processes == 1:
         return
-    ranks, config = layout.layout, layout.recipe.model
-    print(
-        f"layout {layout.name}: {layout.processes} processes, {ranks.dp} for the rows of a batch, experts over "
-        f"{ranks.ep}"
-    )
+    print(layout.summary)
     if layout.plan:
         held = ", ".join(str(len(layers)) for layers in layout.plan.layers)
-        print(f"  layers of each stage: {held} (of {config.num_hidden_layers})")
+        print(f"  layers of each stage: {held} (of {layout.recipe.model.num_hidden_layers})")
         for stage in layout.recipe.stages:
             count, bubble = layout.bubble(stage)
             print(
@@ -134,6 +130,8 @@ def _print_costs(recipe: Recipe, device: str, layout: RunLayout) -> None:
             if (what, how_much) not in before:
                 print(f"  {what:18} {how_much}")
         before = set(rows)
+    if layout.processes > 1:
+        print("memory and time are those of ONE process; what each of many needs: fathom plan")
     _print_total(recipe, ASSUMED_EFFICIENCY * rate)
     print(
         f"time assumes {100 * ASSUMED_EFFICIENCY:.0f}% of the {rate / 1e9:,.0f} GFLOP/s that a matrix "

@@ -6,6 +6,7 @@ A rank that fails says so in one line, with its number, and ends; torchrun then 
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import sys
@@ -13,6 +14,7 @@ import time
 import traceback
 from collections.abc import Callable
 from contextlib import suppress
+from pathlib import Path
 from typing import NoReturn
 
 import torch
@@ -143,4 +145,10 @@ def _watching(rank: int, world: int) -> Watch:
 
 
 def _say(message: str) -> None:
+    """On one line; and once more where torchrun looks for it, whose long report comes last."""
     print(f"error: {message}", file=sys.stderr, flush=True)
+    file = os.environ.get("TORCHELASTIC_ERROR_FILE")
+    if file:
+        told = {"message": message, "extraInfo": {"timestamp": int(time.time())}}
+        with suppress(OSError):
+            Path(file).write_text(json.dumps({"message": told}))

@@ -108,6 +108,11 @@ def _exported_directory(run_or_dir: str | Path) -> Path:
             return directory
     if not path.exists():
         raise CheckpointError(f"{path} does not exist; give a run folder or an exported directory")
+    if path.parent.name == "checkpoints":
+        raise CheckpointError(
+            f"{path} is a checkpoint, which has what training needs; give its run folder, {path.parent.parent}, "
+            f"finished or not"
+        )
     raise CheckpointError(
         f"{path} is neither a run folder nor an exported directory (no config.json, no model/)"
     )

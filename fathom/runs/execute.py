@@ -76,6 +76,8 @@ class Run:
         if self.recipe.monitor.tensorboard:
             require_tensorboard()
         self.crew.first(lambda: self.folder.claim(self.recipe))
+        if self.crew.size > 1:
+            self.say(self.layout.summary)
         keep_freed_memory()
         compile_elementwise(self.recipe.precision.compile)
         dtype = compute_dtype(self.recipe.precision.compute, self.device)
@@ -140,8 +142,8 @@ class Run:
         if self.crew.whole:
             return self.recipe
         self.say(
-            "no process has the whole model: samples and needles are left out; speak with the finished run "
-            "(fathom generate, fathom eval needle)"
+            "no process has the whole model: samples and needles are left out; speak with the run folder "
+            "(fathom generate, fathom eval needle), at any time"
         )
         return replace(self.recipe, monitor=replace(monitor, needle_lengths=()))
 

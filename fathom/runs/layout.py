@@ -66,6 +66,15 @@ class RunLayout:
         return f"pp{layout.pp} dp{layout.dp} ep{layout.ep}{pipeline}{sharded}"
 
     @property
+    def summary(self) -> str:
+        """On one line, for people."""
+        ranks = self.layout
+        return (
+            f"layout {self.name}: {self.processes} processes, {ranks.dp} for the rows of a batch, experts over "
+            f"{ranks.ep}"
+        )
+
+    @property
     def full_shard(self) -> bool:
         """Whether weights lie in shards."""
         return self.recipe.parallel.full_shard and self.processes > 1

@@ -148,6 +148,7 @@ def test_what_all_refuse_is_said_once(recipe: Path, tmp_path: Path) -> None:
     told = [line for line in trouble.splitlines() if line.startswith("error: ")]
     assert status != 0 and len(told) == 1 and "ep = 3 need 3 processes" in told[0]
     assert trouble.count("exitcode  : 2") == 1 and not (tmp_path / "run").exists()
+    assert "need 3 processes" in trouble.split("Root Cause")[1], "torchrun says it too, at the end"
 
 
 def test_what_all_ranks_meet_is_said_once(recipe: Path, tmp_path: Path) -> None:

@@ -57,7 +57,7 @@ def share_layers(
     if len(counts) != stages or sum(counts) != layers or min(counts) < 1:
         raise ParallelError(
             f"parallel.layers = {list(counts)} must be {stages} numbers, each at least 1, that make "
-            f"{layers} layers together; they make {sum(counts)}"
+            f"{layers} layers together; it has {len(counts)} that make {sum(counts)}"
         )
     ends = [sum(counts[: stage + 1]) for stage in range(stages)]
     return tuple(range(end - count, end) for end, count in zip(ends, counts, strict=True))
