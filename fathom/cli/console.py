@@ -8,8 +8,9 @@ from types import TracebackType
 from typing import Self
 
 from rich.console import Console as RichConsole
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, Progress, TextColumn
 from rich.status import Status
+from rich.table import Column
 
 from fathom.planning.describe import duration
 from fathom.runs.recipe import Recipe
@@ -55,20 +56,24 @@ class RunConsole(_Console):
     def __init__(self, recipe: Recipe) -> None:
         self.every = max(1, recipe.steps // PLAIN_LINES)
         if sys.stdout.isatty():
+            count = Column(no_wrap=True, min_width=2 * len(str(recipe.steps)) + 1)
+            rest = Column(no_wrap=True, overflow="ellipsis", ratio=1)  # what a narrow terminal cuts
             self.bar = self.live = Progress(
-                TextColumn("{task.completed}/{task.total}"),
-                BarColumn(bar_width=20),
-                TextColumn("{task.description}", markup=False),
-                TimeElapsedColumn(),
+                TextColumn("{task.completed}/{task.total}", table_column=count),
+                BarColumn(bar_width=10, table_column=Column(min_width=10)),
+                TextColumn("{task.description}", markup=False, table_column=rest),
                 console=RichConsole(highlight=False),
+                expand=True,
             )
             self.task = self.bar.add_task("", total=recipe.steps)
 
     def show(self, progress: StepProgress) -> None:
         """The latest step."""
-        line = f"{progress.line}  eta {duration(progress.eta_seconds)}"
+        eta = f"eta {duration(progress.eta_seconds)}"
+        line = f"{progress.line}  {eta}"
         if self.live:
-            self.bar.update(self.task, completed=progress.step, description=line)
+            first = f"{eta}  {progress.line}"
+            self.bar.update(self.task, completed=progress.step, description=first)
         elif progress.step % self.every == 0 or progress.step in (1, progress.steps):
             print(f"step {progress.step}/{progress.steps}  {line}", flush=True)
 
