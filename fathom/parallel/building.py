@@ -46,7 +46,9 @@ def stand_in(model: Transformer, device: torch.device) -> None:
 def give_memory(parameters: Iterable[nn.Parameter]) -> None:
     """Each stand-in among the parameters gets a place for its numbers."""
     for one in parameters:
-        if not one.is_contiguous():
+        if (
+            not one.is_contiguous() or one.numel() == 1
+        ):  # one number is contiguous whatever its strides
             one.data = torch.empty_like(one, memory_format=torch.contiguous_format)
 
 

@@ -118,8 +118,9 @@ def _send(wanted: list[_Wanted], here: Mapping[str, _Run], ranks: Together) -> N
     group = ranks.group
     for one in wanted:
         if group.place in one.places:
+            part = _bytes(_part(here[one.slot.name], one))
             with lost_ranks():
-                dist.send(_bytes(_part(here[one.slot.name], one)), group.ranks[0], group.handle)
+                dist.send(part, group.ranks[0], group.handle)
 
 
 def _bytes(tensor: Tensor) -> Tensor:
