@@ -15,7 +15,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from fathom.model import ModelConfig, Transformer
 from fathom.model.initial import Run, draw_runs, outline
@@ -35,20 +35,25 @@ def stand_in(model: Transformer, device: torch.device) -> None:
         for name, old in module._parameters.items():
             if old is not None:
                 if old not in made:
-                    numbers = torch.zeros((), dtype=old.dtype, device=device).expand(old.shape)
-                    made[old] = nn.Parameter(numbers, old.requires_grad)
+                    made[old] = nn.Parameter(_stand_in(old, device), old.requires_grad)
                 module._parameters[name] = made[old]
         for name, buffer in module._buffers.items():
             if buffer is not None:
                 module._buffers[name] = torch.zeros_like(buffer, device=device)
 
 
+def _stand_in(old: Tensor, device: torch.device) -> Tensor:
+    if (
+        old.numel() == 1
+    ):  # is contiguous whatever its strides, so it is taken for a real one, and may be it
+        return torch.zeros(old.shape, dtype=old.dtype, device=device)
+    return torch.zeros((), dtype=old.dtype, device=device).expand(old.shape)
+
+
 def give_memory(parameters: Iterable[nn.Parameter]) -> None:
     """Each stand-in among the parameters gets a place for its numbers."""
     for one in parameters:
-        if (
-            not one.is_contiguous() or one.numel() == 1
-        ):  # one number is contiguous whatever its strides
+        if not one.is_contiguous():
             one.data = torch.empty_like(one, memory_format=torch.contiguous_format)
 
 

@@ -23,6 +23,7 @@ from fathom.model.moe import Experts
 from fathom.parallel import Layout, Mesh, Parallel
 from fathom.parallel.building import holdings
 from fathom.parallel.full import chunk
+from fathom.parallel.pieces import here
 from fathom.runs.saving import resume_run, save_run
 from fathom.train import loop
 from fathom.train.guard import GuardConfig
@@ -31,7 +32,7 @@ from fathom.train.optimizer import OptimConfig
 from fathom.train.reading import summed
 from tests.model.tiny import tiny_config
 from tests.parallel.processes import run
-from tests.parallel.test_building import Peak
+from tests.parallel.test_building import Peak, same_memory
 from tests.parallel.test_layouts import Case, dp, plan, start
 
 FULL = Case(dp(2), full=True, dtype=torch.float32)
@@ -296,14 +297,21 @@ def test_rows_are_cut_as_torch_cuts_them(rows: int, ranks: int) -> None:
 # --- made from an outline ------------------------------------------------------------------------
 
 
+def in_shards() -> fathom.ModelConfig:
+    """A model with norms of a single number, of which most ranks get nothing."""
+    return tiny_config(num_hidden_layers=5, initializer_range=0.05, q_lora_rank=1)
+
+
 def made(layout: Layout) -> tuple[dict[str, Tensor], int, int, int]:
     """Weights of a model made in shards, the most bytes on the way, those that stay, and those of the largest unit."""
-    config = tiny_config(num_hidden_layers=5, initializer_range=0.05)
+    config = in_shards()
     mesh = Mesh(layout)
     initial.PIECE = mersenne.PIECE = 256
     torch.manual_seed(7)
     with Peak() as peak:
         parallel = Parallel(outline(config), mesh, full_shard=True, outline_on=torch.device("cpu"))
+    for one in parallel.full._sharded.values() if parallel.full else ():
+        assert same_memory(here(one.whole.detach()), one.part)
     own = sum(one.parameter.nbytes for one in parallel.named)
     outside = sum(p.nbytes for n, p in outline(config).named_parameters() if at_the_ends(n))
     return dict(parallel.whole_weights()), peak.most, own, outside
@@ -315,7 +323,7 @@ def made(layout: Layout) -> tuple[dict[str, Tensor], int, int, int]:
 def test_a_rank_makes_its_shards_without_the_whole(layout: Layout) -> None:
     """A block at a time is there as a stand-in; the largest here is what lies at the ends."""
     torch.manual_seed(7)
-    config = tiny_config(num_hidden_layers=5, initializer_range=0.05)
+    config = in_shards()
     whole, said = fathom.Transformer(config), holdings(config, layout, full_shard=True)[0]
     assert said.weights == said.updated
     for weights, most, own, unit in run(made, layout.world, layout):
