@@ -21,7 +21,7 @@ from fathom.model import ModelConfig, Transformer
 from fathom.model.initial import Run, draw_runs, outline
 from fathom.parallel.experts import sharded_names
 from fathom.parallel.layout import Layout
-from fathom.parallel.pieces import Named
+from fathom.parallel.pieces import Named, rows_of
 from fathom.parallel.pipeline import Plan
 
 
@@ -81,17 +81,25 @@ def holdings(
     plan: Plan | None = None,
     zero1: bool = True,
     full_shard: bool = False,
+    place: int = 0,
 ) -> list[Holding]:
-    """What the ranks of a pipeline hold, from the embedding on; without one, what every rank holds."""
+    """What the ranks of a pipeline hold, from the embedding on; without one, what every rank holds.
+
+    `place`: along dp, where rows are cut by full sharding; no later rank has more than the first.
+    """
     model = outline(config)
     sharded, found = sharded_names(model), [[0, 0] for _ in range(layout.pp)]
     for name, parameter in model.named_parameters():
         holders = plan.holders(name) if plan else (0,)
-        numbers, copies = parameter.numel(), len(holders) * layout.dp
+        numbers, copies, mine = parameter.numel(), len(holders) * layout.dp, place
         if name in sharded:
             numbers, copies = numbers // layout.ep, copies // layout.ep
-        updated = -(-numbers // copies) if zero1 or full_shard else numbers
-        numbers = updated if full_shard else numbers
+            mine = place // layout.ep
+        if full_shard:
+            inner = parameter.shape[1:].numel()
+            numbers = updated = len(rows_of(mine, numbers // inner, copies)) * inner
+        else:
+            updated = -(-numbers // copies) if zero1 else numbers
         for rank in holders:
             found[rank][0] += numbers
             found[rank][1] += updated
