@@ -159,12 +159,18 @@ class _Asking:
     def fetch(
         self, slots: Mapping[str, Slot], kinds: Mapping[str, torch.dtype]
     ) -> dict[str, Tensor]:
-        """The tensors of one file."""
+        """The tensors of one file; there is room for all before others begin to send, who then hear nothing else."""
         wanted = {
             name: _Wanted(self._places(slot), slot, kinds[name]) for name, slot in slots.items()
         }
+        found = {
+            name: torch.empty(one.slot.of(self.tensors).shape, dtype=one.dtype)
+            for name, one in wanted.items()
+        }
         self.ranks.lead(lambda: list(wanted.values()))
-        return {name: self._receive(one) for name, one in wanted.items()}
+        for name, one in wanted.items():
+            self._receive(one, found[name])
+        return found
 
     def _places(self, slot: Slot) -> tuple[int, ...]:
         """One rank that has all of it, or several that have it together."""
@@ -180,9 +186,8 @@ class _Asking:
             )
         return tuple(place for place, _ in holders)
 
-    def _receive(self, wanted: _Wanted) -> Tensor:
+    def _receive(self, wanted: _Wanted, tensor: Tensor) -> None:
         group, slot = self.ranks.group, wanted.slot
-        tensor = torch.empty(slot.of(self.tensors).shape, dtype=wanted.dtype)
         told = dict(self.holders[slot.name])
         for place in wanted.places:
             part = tensor
@@ -193,4 +198,3 @@ class _Asking:
             else:
                 with lost_ranks():
                     dist.recv(_bytes(part), group.ranks[place], group.handle)
-        return tensor

@@ -12,6 +12,7 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -372,3 +373,25 @@ def test_an_export_that_cannot_be_fails_on_all(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     for said in run(exports_to_a_file, 2, PIPE, tmp_path / "file"):
         assert "is a file" in said
+
+
+def exports_without_room(case: Case, directory: Path) -> str:
+    """Memory of the first rank ends in the middle of a file's tensors."""
+    parallel = start(case).parallel
+    real, made = torch.empty, [0]
+
+    def empty(*given: Any, **named: Any) -> Tensor:
+        made[0] += named.get("device") is None and parallel.mesh.rank == 0
+        if made[0] == 5:
+            raise RuntimeError("can't allocate memory")
+        return real(*given, **named)
+
+    exporting.torch = SimpleNamespace(**{**vars(torch), "empty": empty})  # type: ignore[attr-defined]
+    with pytest.raises(RuntimeError, match="can't allocate") as error:
+        export(parallel, directory / "model")
+    return str(error.value)
+
+
+def test_a_first_rank_without_memory_leaves_nobody_waiting(tmp_path: Path) -> None:
+    for said in run(exports_without_room, 2, PIPE, tmp_path, seconds=30):
+        assert said == "can't allocate memory"
