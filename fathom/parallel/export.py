@@ -10,7 +10,7 @@ Messages go from CPU memory in the dtype that is stored, over a group of their o
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -159,7 +159,7 @@ class _Asking:
     def fetch(
         self, slots: Mapping[str, Slot], kinds: Mapping[str, torch.dtype]
     ) -> dict[str, Tensor]:
-        """The tensors of one file; there is room for all before others begin to send, who then hear nothing else."""
+        """The tensors of one file. While others send they hear nothing, so what can fail here comes before or after."""
         wanted = {
             name: _Wanted(self._places(slot), slot, kinds[name]) for name, slot in slots.items()
         }
@@ -168,8 +168,15 @@ class _Asking:
             for name, one in wanted.items()
         }
         self.ranks.lead(lambda: list(wanted.values()))
-        for name, one in wanted.items():
-            self._receive(one, found[name])
+        group = self.ranks.group
+        parts = [part for name, one in wanted.items() for part in self._parts(one, found[name])]
+        for _, place, tensor in parts:
+            if place != group.place:
+                with lost_ranks():
+                    dist.recv(_bytes(tensor), group.ranks[place], group.handle)
+        for one, place, tensor in parts:
+            if place == group.place:
+                tensor.copy_(_part(self.here[one.slot.name], one))
         return found
 
     def _places(self, slot: Slot) -> tuple[int, ...]:
@@ -186,15 +193,10 @@ class _Asking:
             )
         return tuple(place for place, _ in holders)
 
-    def _receive(self, wanted: _Wanted, tensor: Tensor) -> None:
-        group, slot = self.ranks.group, wanted.slot
-        told = dict(self.holders[slot.name])
+    def _parts(self, wanted: _Wanted, whole: Tensor) -> Iterator[tuple[_Wanted, int, Tensor]]:
+        """Who sends what of a tensor."""
+        told = dict(self.holders[wanted.slot.name])
         for place in wanted.places:
-            part = tensor
-            if len(wanted.places) > 1:
-                part = tensor[told[place].rows.start : told[place].rows.stop]
-            if place == group.place:
-                part.copy_(_part(self.here[slot.name], wanted))
-            else:
-                with lost_ranks():
-                    dist.recv(_bytes(part), group.ranks[place], group.handle)
+            rows = told[place].rows
+            several = len(wanted.places) > 1
+            yield wanted, place, whole[rows.start : rows.stop] if several else whole

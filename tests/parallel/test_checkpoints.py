@@ -375,23 +375,31 @@ def test_an_export_that_cannot_be_fails_on_all(tmp_path: Path) -> None:
         assert "is a file" in said
 
 
-def exports_without_room(case: Case, directory: Path) -> str:
-    """Memory of the first rank ends in the middle of a file's tensors."""
+def exports_without_room(case: Case, directory: Path, where: str) -> str:
+    """Memory of the first rank ends in the middle of a file's tensors: of all, or of those that it has itself."""
     parallel = start(case).parallel
-    real, made = torch.empty, [0]
+    made = [0]
 
-    def empty(*given: Any, **named: Any) -> Tensor:
-        made[0] += named.get("device") is None and parallel.mesh.rank == 0
-        if made[0] == 5:
-            raise RuntimeError("can't allocate memory")
-        return real(*given, **named)
+    def short(real: Any) -> Any:
+        def making(*given: Any, **named: Any) -> Tensor:
+            made[0] += named.get("device") is None and parallel.mesh.rank == 0
+            if made[0] == 2:
+                raise RuntimeError("can't allocate memory")
+            return real(*given, **named)
 
-    exporting.torch = SimpleNamespace(**{**vars(torch), "empty": empty})  # type: ignore[attr-defined]
+        return making
+
+    module: Any = exporting
+    if where == "all":
+        module.torch = SimpleNamespace(**{**vars(torch), "empty": short(torch.empty)})
+    else:
+        module._part = short(module._part)
     with pytest.raises(RuntimeError, match="can't allocate") as error:
         export(parallel, directory / "model")
     return str(error.value)
 
 
-def test_a_first_rank_without_memory_leaves_nobody_waiting(tmp_path: Path) -> None:
-    for said in run(exports_without_room, 2, PIPE, tmp_path, seconds=30):
+@pytest.mark.parametrize("where", ["all", "its own"])
+def test_a_first_rank_without_memory_leaves_nobody_waiting(where: str, tmp_path: Path) -> None:
+    for said in run(exports_without_room, 2, PIPE, tmp_path, where, seconds=30):
         assert said == "can't allocate memory"
