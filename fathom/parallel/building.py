@@ -15,13 +15,13 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from fathom.model import ModelConfig, Transformer
 from fathom.model.initial import Run, draw_runs, outline
 from fathom.parallel.experts import sharded_names
 from fathom.parallel.layout import Layout
-from fathom.parallel.pieces import Named
+from fathom.parallel.pieces import Named, rows_of
 from fathom.parallel.pipeline import Plan
 
 
@@ -35,12 +35,19 @@ def stand_in(model: Transformer, device: torch.device) -> None:
         for name, old in module._parameters.items():
             if old is not None:
                 if old not in made:
-                    numbers = torch.zeros((), dtype=old.dtype, device=device).expand(old.shape)
-                    made[old] = nn.Parameter(numbers, old.requires_grad)
+                    made[old] = nn.Parameter(_stand_in(old, device), old.requires_grad)
                 module._parameters[name] = made[old]
         for name, buffer in module._buffers.items():
             if buffer is not None:
                 module._buffers[name] = torch.zeros_like(buffer, device=device)
+
+
+def _stand_in(old: Tensor, device: torch.device) -> Tensor:
+    if (
+        old.numel() == 1
+    ):  # is contiguous whatever its strides, so it is taken for a real one, and may be it
+        return torch.zeros(old.shape, dtype=old.dtype, device=device)
+    return torch.zeros((), dtype=old.dtype, device=device).expand(old.shape)
 
 
 def give_memory(parameters: Iterable[nn.Parameter]) -> None:
@@ -74,17 +81,25 @@ def holdings(
     plan: Plan | None = None,
     zero1: bool = True,
     full_shard: bool = False,
+    place: int = 0,
 ) -> list[Holding]:
-    """What the ranks of a pipeline hold, from the embedding on; without one, what every rank holds."""
+    """What the ranks of a pipeline hold, from the embedding on; without one, what every rank holds.
+
+    `place`: along dp, where rows are cut by full sharding; no later rank has more than the first.
+    """
     model = outline(config)
     sharded, found = sharded_names(model), [[0, 0] for _ in range(layout.pp)]
     for name, parameter in model.named_parameters():
         holders = plan.holders(name) if plan else (0,)
-        numbers, copies = parameter.numel(), len(holders) * layout.dp
+        numbers, copies, mine = parameter.numel(), len(holders) * layout.dp, place
         if name in sharded:
             numbers, copies = numbers // layout.ep, copies // layout.ep
-        updated = -(-numbers // copies) if zero1 or full_shard else numbers
-        numbers = updated if full_shard else numbers
+            mine = place // layout.ep
+        if full_shard:
+            inner = parameter.shape[1:].numel()
+            numbers = updated = len(rows_of(mine, numbers // inner, copies)) * inner
+        else:
+            updated = -(-numbers // copies) if zero1 else numbers
         for rank in holders:
             found[rank][0] += numbers
             found[rank][1] += updated

@@ -10,7 +10,7 @@ Messages go from CPU memory in the dtype that is stored, over a group of their o
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -118,8 +118,9 @@ def _send(wanted: list[_Wanted], here: Mapping[str, _Run], ranks: Together) -> N
     group = ranks.group
     for one in wanted:
         if group.place in one.places:
+            part = _bytes(_part(here[one.slot.name], one))
             with lost_ranks():
-                dist.send(_bytes(_part(here[one.slot.name], one)), group.ranks[0], group.handle)
+                dist.send(part, group.ranks[0], group.handle)
 
 
 def _bytes(tensor: Tensor) -> Tensor:
@@ -158,12 +159,25 @@ class _Asking:
     def fetch(
         self, slots: Mapping[str, Slot], kinds: Mapping[str, torch.dtype]
     ) -> dict[str, Tensor]:
-        """The tensors of one file."""
+        """The tensors of one file. While others send they hear nothing, so what can fail here comes before or after."""
         wanted = {
             name: _Wanted(self._places(slot), slot, kinds[name]) for name, slot in slots.items()
         }
+        found = {
+            name: torch.empty(one.slot.of(self.tensors).shape, dtype=one.dtype)
+            for name, one in wanted.items()
+        }
         self.ranks.lead(lambda: list(wanted.values()))
-        return {name: self._receive(one) for name, one in wanted.items()}
+        group = self.ranks.group
+        parts = [part for name, one in wanted.items() for part in self._parts(one, found[name])]
+        for _, place, tensor in parts:
+            if place != group.place:
+                with lost_ranks():
+                    dist.recv(_bytes(tensor), group.ranks[place], group.handle)
+        for one, place, tensor in parts:
+            if place == group.place:
+                tensor.copy_(_part(self.here[one.slot.name], one))
+        return found
 
     def _places(self, slot: Slot) -> tuple[int, ...]:
         """One rank that has all of it, or several that have it together."""
@@ -179,17 +193,10 @@ class _Asking:
             )
         return tuple(place for place, _ in holders)
 
-    def _receive(self, wanted: _Wanted) -> Tensor:
-        group, slot = self.ranks.group, wanted.slot
-        tensor = torch.empty(slot.of(self.tensors).shape, dtype=wanted.dtype)
-        told = dict(self.holders[slot.name])
+    def _parts(self, wanted: _Wanted, whole: Tensor) -> Iterator[tuple[_Wanted, int, Tensor]]:
+        """Who sends what of a tensor."""
+        told = dict(self.holders[wanted.slot.name])
         for place in wanted.places:
-            part = tensor
-            if len(wanted.places) > 1:
-                part = tensor[told[place].rows.start : told[place].rows.stop]
-            if place == group.place:
-                part.copy_(_part(self.here[slot.name], wanted))
-            else:
-                with lost_ranks():
-                    dist.recv(_bytes(part), group.ranks[place], group.handle)
-        return tensor
+            rows = told[place].rows
+            several = len(wanted.places) > 1
+            yield wanted, place, whole[rows.start : rows.stop] if several else whole

@@ -54,7 +54,7 @@ from fathom.model import Transformer
 from fathom.model.block import Block
 from fathom.model.moe import Experts, LocalDispatcher, MoE
 from fathom.parallel.mesh import Group, Mesh, collective
-from fathom.parallel.pieces import Named, here
+from fathom.parallel.pieces import Named, here, rows_of
 from fathom.parallel.waiting import waiting
 
 
@@ -97,7 +97,7 @@ class FullShard:
         part = nn.Parameter(here(parameter.detach()), one.parameter.requires_grad)
         rows, group = parameter.shape[0], one.copies
         self._sharded[one.name] = _Sharded(parameter, part, rows, group)
-        first = min(group.place * chunk(rows, group.size), rows)
+        first = rows_of(group.place, rows, group.size).start
         offset = one.offset + first * parameter.shape[1:].numel()
         return Named(one.name, part, Group((mesh.rank,), 0), one.shape, offset)
 
@@ -117,14 +117,10 @@ class FullShard:
         one = self._sharded.get(name)
         if one is None:
             return part
-        padded = part.new_zeros(chunk(one.rows, one.group.size), *part.shape[1:])
+        most = len(rows_of(0, one.rows, one.group.size))
+        padded = part.new_zeros(most, *part.shape[1:])
         padded[: len(part)] = part
         return one.group.gather(padded)[: one.rows]
-
-
-def chunk(rows: int, ranks: int) -> int:
-    """Rows of each rank but the last ones, which may have fewer or none."""
-    return -(-rows // ranks)
 
 
 def _apply(model: Transformer, mesh: Mesh, device: str) -> None:

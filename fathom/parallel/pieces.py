@@ -74,6 +74,12 @@ def here(tensor: Tensor) -> Tensor:
     return to_local() if to_local else tensor
 
 
+def rows_of(place: int, rows: int, ranks: int) -> range:
+    """Which of some rows a rank has with full sharding: equal parts, but that the last ranks may have fewer or none."""
+    each = -(-rows // ranks)
+    return range(min(place * each, rows), min((place + 1) * each, rows))
+
+
 def named(model: Transformer, mesh: Mesh, plan: Plan | None = None) -> list[Named]:
     """All parameters of a model whose experts are sharded over the mesh, and its layers as the plan says.
 

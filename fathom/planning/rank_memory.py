@@ -8,6 +8,7 @@ the first ranks of a pipeline; the fullest rank decides whether a layout fits.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
 from fathom.model import ModelConfig
@@ -55,34 +56,40 @@ class RankMemory:
 
 @dataclass(frozen=True)
 class Held:
-    """Parameters of one stage on one rank."""
+    """Parameters of some stages on one rank."""
 
     shared: float
     """All but routed experts: on every data-parallel rank."""
     experts: float
     """This rank's share of routed experts."""
+    twice: float = 0.0
+    """Those of the shared ones that another rank of the pipeline has too: an embedding at both ends."""
 
     @property
     def total(self) -> float:
-        """Both."""
+        """All of them."""
         return self.shared + self.experts
 
 
-def held(config: ModelConfig, layout: PlannedLayout, stage: Stage) -> Held:
-    """Parameters of a stage on one of its ranks."""
+def held(
+    config: ModelConfig, layout: PlannedLayout, mine: Sequence[Stage], mtp: bool = True
+) -> Held:
+    """Parameters of a rank that has these stages; what several of them need it has once."""
     shared, experts = 0.0, 0.0
-    matrix = config.vocab_size * config.hidden_size
-    if stage.first:
+    for stage in mine:
+        for layer in stage.layers:
+            dense, routed = block_parameters(config, layer)
+            shared += dense + (around_mtp_block(config) if layer >= config.num_hidden_layers else 0)
+            experts += routed / layout.ep
+    matrix, tied = config.vocab_size * config.hidden_size, config.tie_word_embeddings
+    first, last = any(stage.first for stage in mine), any(stage.last for stage in mine)
+    both_ends = tied or (mtp and config.num_nextn_predict_layers > 0)
+    embeds = first or (last and both_ends)
+    if embeds:
         shared += matrix
-    if stage.last and not (stage.first and config.tie_word_embeddings):
-        shared += matrix
-    if stage.last:
-        shared += config.hidden_size
-    for layer in stage.layers:
-        dense, routed = block_parameters(config, layer)
-        shared += dense + (around_mtp_block(config) if layer >= config.num_hidden_layers else 0)
-        experts += routed / layout.ep
-    return Held(shared, experts)
+    if last:
+        shared += config.hidden_size + (0 if tied else matrix)
+    return Held(shared, experts, matrix if embeds and both_ends and first != last else 0.0)
 
 
 def rank_parameters(
@@ -95,16 +102,10 @@ def rank_parameters(
     """Parameters on a rank of a pipeline; `every`: its stages, where they are at hand.
 
     DualPipe puts the first and the last stage on the same rank, so MTP shares embedding and head there (§3.2.3); the
-    other schedules with MTP on the last stage need the embedding a second time there.
+    other schedules with MTP on the last stage, or with a tied head, need the embedding a second time there.
     """
     every = every or stages(layout, config, mtp)
-    parts = [held(config, layout, every[number]) for number in layout.held(rank)]
-    shared, experts = sum(p.shared for p in parts), sum(p.experts for p in parts)
-    mine = [every[number] for number in layout.held(rank)]
-    deep = mtp and config.num_nextn_predict_layers > 0
-    if deep and any(s.last for s in mine) and not any(s.first for s in mine):
-        shared += config.vocab_size * config.hidden_size
-    return Held(shared, experts)
+    return held(config, layout, [every[number] for number in layout.held(rank)], mtp)
 
 
 def rank_memory(
@@ -150,11 +151,13 @@ def rank_memory(
 
 
 def _sharded(parameters: Held, layout: PlannedLayout) -> float:
-    """Parameters whose optimiser state a rank holds; the two copies of a stage in DualPipe share the work."""
+    """Parameters whose optimiser state a rank holds; the two copies of a stage in DualPipe share the work, and so do
+    both ends of a pipeline whose embedding is at both."""
     if not (layout.zero1 or layout.full_shard):
         return parameters.total
     ranks = layout.dp * layout.traits.copies
-    return parameters.shared / ranks + parameters.experts / (ranks / layout.ep)
+    shared = parameters.shared - parameters.twice / 2
+    return shared / ranks + parameters.experts / (ranks / layout.ep)
 
 
 def _stage_bytes(

@@ -71,10 +71,11 @@ def check_memory_of_ranks(layout: RunLayout, crew: Crew, device: torch.device) -
     Raises `ParallelError`, the same on all ranks.
     """
     parallel = layout.recipe.parallel
+    zero1, full_shard, mesh = parallel.zero1, parallel.full_shard, crew.mesh
     held = holdings(
-        layout.recipe.model, layout.layout, layout.plan, parallel.zero1, parallel.full_shard
+        layout.recipe.model, layout.layout, layout.plan, zero1, full_shard, mesh.dp.place
     )
-    least = least_memory(held[crew.mesh.pp.place])
+    least = least_memory(held[mesh.pp.place])
     told = crew.everyone(_Rank(platform.node(), str(device), least, memory_of(device)))
     for (machine, name), group in groupby(sorted(told, key=_place), _place):
         ranks = list(group)

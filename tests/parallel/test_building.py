@@ -41,6 +41,8 @@ CASES = [
     ),
     pytest.param(Layout(pp=4, dp=2, ep=2), {**DUAL, **TIED}, (1, 2, 1, 1), False, id="DualPipe tied"),
     pytest.param(Layout(pp=2), DENSE, (2, 1, 1, 1), True, id="DualPipeV, dense layers, zero1"),
+    pytest.param(Layout(dp=2), {"q_lora_rank": 1}, (), False, id="dp2, a norm of one number"),
+    pytest.param(Layout(dp=2), {"q_lora_rank": 1}, (), True, id="dp2 zero1, a norm of one number"),
 ]  # fmt: skip
 
 
@@ -67,6 +69,10 @@ def laid_out(
     return config, Plan(config, layout.pp, schedule, counts) if schedule else None
 
 
+def same_memory(one: Tensor, other: Tensor) -> bool:
+    return one.untyped_storage().data_ptr() == other.untyped_storage().data_ptr()
+
+
 def check_part(parallel: Parallel, whole: fathom.Transformer) -> None:
     """Parameters, buffers and what is shared are the whole model's."""
     expected = dict(whole.named_parameters())
@@ -74,7 +80,8 @@ def check_part(parallel: Parallel, whole: fathom.Transformer) -> None:
         flat = expected[one.name].detach().flatten()
         run = flat[one.offset : one.offset + one.parameter.numel()]
         assert torch.equal(one.parameter.detach().flatten(), run), one.name
-        assert one.parameter.is_contiguous() and one.parameter.requires_grad, one.name
+        assert one.parameter.stride() == torch.empty(one.parameter.shape).stride(), one.name
+        assert one.parameter.requires_grad, one.name
     buffers = dict(whole.named_buffers())
     for name, buffer in parallel.model.named_buffers():
         assert torch.equal(buffer, buffers[name]) and buffer.dtype == buffers[name].dtype, name
@@ -83,6 +90,7 @@ def check_part(parallel: Parallel, whole: fathom.Transformer) -> None:
     for piece in parallel.pieces:
         run = expected[piece.of.name].detach().flatten()[piece.place]
         assert torch.equal(piece.part.detach().flatten(), run), piece.of.name
+        assert same_memory(piece.part, piece.of.parameter), piece.of.name
     model = parallel.model
     if whole.config.tie_word_embeddings and hasattr(model.lm_head, "weight"):
         assert model.lm_head.weight is model.model.embed_tokens.weight

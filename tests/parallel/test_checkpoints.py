@@ -12,6 +12,7 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -372,3 +373,33 @@ def test_an_export_that_cannot_be_fails_on_all(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     for said in run(exports_to_a_file, 2, PIPE, tmp_path / "file"):
         assert "is a file" in said
+
+
+def exports_without_room(case: Case, directory: Path, where: str) -> str:
+    """Memory of the first rank ends in the middle of a file's tensors: of all, or of those that it has itself."""
+    parallel = start(case).parallel
+    made = [0]
+
+    def short(real: Any) -> Any:
+        def making(*given: Any, **named: Any) -> Tensor:
+            made[0] += named.get("device") is None and parallel.mesh.rank == 0
+            if made[0] == 2:
+                raise RuntimeError("can't allocate memory")
+            return real(*given, **named)
+
+        return making
+
+    module: Any = exporting
+    if where == "all":
+        module.torch = SimpleNamespace(**{**vars(torch), "empty": short(torch.empty)})
+    else:
+        module._part = short(module._part)
+    with pytest.raises(RuntimeError, match="can't allocate") as error:
+        export(parallel, directory / "model")
+    return str(error.value)
+
+
+@pytest.mark.parametrize("where", ["all", "its own"])
+def test_a_first_rank_without_memory_leaves_nobody_waiting(where: str, tmp_path: Path) -> None:
+    for said in run(exports_without_room, 2, PIPE, tmp_path, where, seconds=30):
+        assert said == "can't allocate memory"

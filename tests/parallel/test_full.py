@@ -22,7 +22,7 @@ from fathom.model.initial import outline
 from fathom.model.moe import Experts
 from fathom.parallel import Layout, Mesh, Parallel
 from fathom.parallel.building import holdings
-from fathom.parallel.full import chunk
+from fathom.parallel.pieces import here, rows_of
 from fathom.runs.saving import resume_run, save_run
 from fathom.train import loop
 from fathom.train.guard import GuardConfig
@@ -31,7 +31,7 @@ from fathom.train.optimizer import OptimConfig
 from fathom.train.reading import summed
 from tests.model.tiny import tiny_config
 from tests.parallel.processes import run
-from tests.parallel.test_building import Peak
+from tests.parallel.test_building import Peak, same_memory
 from tests.parallel.test_layouts import Case, dp, plan, start
 
 FULL = Case(dp(2), full=True, dtype=torch.float32)
@@ -289,21 +289,29 @@ def test_a_pipeline_is_refused() -> None:
 @pytest.mark.parametrize(("rows", "ranks"), [(8, 4), (101, 4), (20, 8), (1, 3)])
 def test_rows_are_cut_as_torch_cuts_them(rows: int, ranks: int) -> None:
     parts = torch.arange(rows).chunk(ranks)
-    assert {len(part) for part in parts[:-1]} <= {chunk(rows, ranks)}
-    assert len(parts[-1]) == rows - chunk(rows, ranks) * (len(parts) - 1)
+    cut = [list(rows_of(place, rows, ranks)) for place in range(ranks)]
+    assert [part.tolist() for part in parts] == [part for part in cut if part]
+    assert [row for part in cut for row in part] == list(range(rows))
 
 
 # --- made from an outline ------------------------------------------------------------------------
 
 
+def in_shards() -> fathom.ModelConfig:
+    """A model with norms of a single number, of which most ranks get nothing."""
+    return tiny_config(num_hidden_layers=5, initializer_range=0.05, q_lora_rank=1)
+
+
 def made(layout: Layout) -> tuple[dict[str, Tensor], int, int, int]:
     """Weights of a model made in shards, the most bytes on the way, those that stay, and those of the largest unit."""
-    config = tiny_config(num_hidden_layers=5, initializer_range=0.05)
+    config = in_shards()
     mesh = Mesh(layout)
     initial.PIECE = mersenne.PIECE = 256
     torch.manual_seed(7)
     with Peak() as peak:
         parallel = Parallel(outline(config), mesh, full_shard=True, outline_on=torch.device("cpu"))
+    for one in parallel.full._sharded.values() if parallel.full else ():
+        assert same_memory(here(one.whole.detach()), one.part)
     own = sum(one.parameter.nbytes for one in parallel.named)
     outside = sum(p.nbytes for n, p in outline(config).named_parameters() if at_the_ends(n))
     return dict(parallel.whole_weights()), peak.most, own, outside
@@ -315,12 +323,12 @@ def made(layout: Layout) -> tuple[dict[str, Tensor], int, int, int]:
 def test_a_rank_makes_its_shards_without_the_whole(layout: Layout) -> None:
     """A block at a time is there as a stand-in; the largest here is what lies at the ends."""
     torch.manual_seed(7)
-    config = tiny_config(num_hidden_layers=5, initializer_range=0.05)
-    whole, said = fathom.Transformer(config), holdings(config, layout, full_shard=True)[0]
-    assert said.weights == said.updated
-    for weights, most, own, unit in run(made, layout.world, layout):
+    config = in_shards()
+    whole = fathom.Transformer(config)
+    for place, (weights, most, own, unit) in enumerate(run(made, layout.world, layout)):
+        said = holdings(config, layout, full_shard=True, place=place)[0]
+        assert own / 4 == said.weights == said.updated
         assert weights.keys() == dict(whole.named_parameters()).keys()
         for name, parameter in whole.named_parameters():
             assert torch.equal(weights[name], parameter), name
-        assert own / 4 == pytest.approx(said.weights, rel=0.02)  # whole rows
         assert own < most < 1.1 * (own + unit)

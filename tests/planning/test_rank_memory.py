@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import random
 from dataclasses import replace
 
 import pytest
 
+from fathom.parallel import SCHEDULES, Layout
+from fathom.parallel.building import holdings
+from fathom.parallel.pipeline import Plan
 from fathom.planning import training_memory
 from fathom.planning.cluster import DEVICES
 from fathom.planning.layout import REPORT, PlannedLayout
@@ -98,3 +102,27 @@ def test_the_first_rank_of_1f1b_keeps_most() -> None:
     assert sizes == sorted(sizes, reverse=True)
     few = rank_memory(V3, layout, H800, 1, seq_len=4096, micro_batches=2).activations
     assert few == pytest.approx(sizes[0] * 2 / 15)
+
+
+@pytest.mark.parametrize("schedule", [None, *SCHEDULES])
+@pytest.mark.parametrize("seed", range(4))
+def test_a_rank_holds_what_it_holds_in_a_run(schedule: str | None, seed: int) -> None:
+    """Weights, and those whose moments it keeps; an embedding that is the head, or MTP's too, counts once on a rank."""
+    rng = random.Random(seed)
+    config = TINY.replace(
+        num_hidden_layers=rng.randint(8, 11),
+        num_nextn_predict_layers=seed % 3,
+        first_k_dense_replace=rng.choice((0, 1, 20)),
+        tie_word_embeddings=seed % 2 == 0,
+    )
+    real = Layout(pp=rng.choice((2, 4)) if schedule else 1, dp=4, ep=rng.choice((1, 2)))
+    plan = Plan(config, real.pp, schedule) if schedule else None
+    split = tuple(map(len, plan.layers)) if plan else None
+    layout = PlannedLayout(real.pp, real.dp, real.ep, 1, schedule or "1F1B", split=split, fp8=False)
+    for zero1 in (True, False):
+        said = holdings(config, real, plan, zero1)
+        for rank, expected in enumerate(said):
+            mine = rank_parameters(config, layout, rank)
+            assert mine.total == expected.weights
+            state = host_ema_bytes(config, replace(layout, zero1=zero1), rank) / 4
+            assert state == pytest.approx(expected.updated, abs=200)  # shares are rounded up

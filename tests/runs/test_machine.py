@@ -11,6 +11,7 @@ import torch
 
 from fathom import ModelConfig
 from fathom.errors import FathomError, ParallelError
+from fathom.parallel import Layout
 from fathom.parallel.building import Holding, holdings
 from fathom.planning import count_parameters
 from fathom.runs import execute, machine
@@ -26,9 +27,9 @@ CPU = torch.device("cpu")
 
 def check(told: list[_Rank], processes: int = 2) -> None:
     """One rank's view, where the others say what is given."""
-    crew: Any = SimpleNamespace(
-        mesh=SimpleNamespace(pp=SimpleNamespace(place=0)), everyone=lambda mine: told
-    )
+    first = SimpleNamespace(place=0)
+    mesh = SimpleNamespace(pp=first, dp=first)
+    crew: Any = SimpleNamespace(mesh=mesh, everyone=lambda mine: told)
     check_memory_of_ranks(RunLayout(tiny_recipe(), processes), crew, CPU)
 
 
@@ -64,6 +65,17 @@ def test_moments_are_shared_among_those_who_hold_the_same() -> None:
     dense = whole.weights - experts
     assert shared.updated == pytest.approx(dense / 4 + experts / 2 / 2, rel=1e-3)
     assert least_memory(Holding(3, 1)) == 32
+
+
+def test_experts_fewer_than_ranks_lie_whole_on_the_first_ones() -> None:
+    """Full sharding cuts rows, and an expert is one row: of eight over sixteen ranks half get none."""
+    layout, config = Layout(dp=16), tiny_recipe().model
+    shares = [holdings(config, layout, full_shard=True, place=place)[0] for place in range(16)]
+    sizes = [share.weights for share in shares]
+    assert sum(sizes) == count_parameters(config).trained
+    experts = sizes[0] - sizes[8]
+    assert experts >= 3 * config.moe_intermediate_size * config.hidden_size
+    assert shares[0].updated == sizes[0] > sum(sizes) / 16
 
 
 def test_one_process_is_told_of_a_smaller_recipe() -> None:
