@@ -77,6 +77,10 @@ def check_memory_of_ranks(layout: RunLayout, crew: Crew, device: torch.device) -
     )
     least = least_memory(held[mesh.pp.place])
     told = crew.everyone(_Rank(platform.node(), str(device), least, memory_of(device)))
+    spread = parallel.pp > 1 or parallel.full_shard
+    remedy = "raise parallel.pp or parallel.ep" + (
+        "" if spread else ", set parallel.full_shard = true"
+    )
     for (machine, name), group in groupby(sorted(told, key=_place), _place):
         ranks = list(group)
         needed, there = sum(rank.least for rank in ranks), ranks[0].there
@@ -84,7 +88,7 @@ def check_memory_of_ranks(layout: RunLayout, crew: Crew, device: torch.device) -
             many = "one rank takes" if len(ranks) == 1 else f"{len(ranks)} ranks take"
             raise ParallelError(
                 f"{many} {gib(needed)} for weights, gradients and moments, and {name} of {machine} has {gib(there)}; "
-                f"raise parallel.pp or parallel.ep, or take more machines (`fathom plan` says what a rank needs)"
+                f"{remedy}, or take more machines (`fathom plan` says what a rank needs)"
             )
 
 
