@@ -1,4 +1,4 @@
-"""A run saved in one layout goes on in another as if nothing had happened, whatever happens to the ranks that save.
+"""A run saved in one layout goes on in another as if nothing had happened.
 
 Three steps in one layout, a save, and three more steps of a fresh trainer in another layout: losses and weights are
 those of six undisturbed steps in one process. A line of `WAYS` is a pair of layouts.
@@ -6,55 +6,24 @@ those of six undisturbed steps in one process. A line of `WAYS` is a pair of lay
 
 from __future__ import annotations
 
-import os
-import signal
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
-import torch.distributed as dist
-from safetensors.torch import load_file
 from torch import Tensor
 
-import fathom
 from fathom.errors import CheckpointError
-from fathom.parallel import export as exporting
-from fathom.parallel.export import export
 from fathom.runs.saving import finish_saving, resume_run, run_shards, save_run
 from fathom.train import checkpoint, sharded
 from fathom.train.checkpoint import problem_with, read_tensors
 from fathom.train.loop import StepRecord, Trainer, train_stage
+from tests.parallel.layouts_of_four import EXPERTS, LAYOUTS, ONE, PLAIN
 from tests.parallel.processes import run
-from tests.parallel.test_layouts import LOSSES, Case, distance, dp, pipe, plan, start
-from tests.train.test_checkpoint import files_up_to
+from tests.parallel.test_layouts import LOSSES, Case, distance, plan, start
 
-LAYERS = 4
-"""Enough for two ranks of DualPipe, which have two stages each."""
-
-
-def of_four_layers(case: Case) -> Case:
-    return replace(case, layers=LAYERS, micro_batch=1)
-
-
-ONE = of_four_layers(Case())
-EXPERTS = of_four_layers(Case(dp(4, ep=2)))
-DUAL = of_four_layers(pipe("DualPipe", 2, dp=2, ep=2))
-PIPE = of_four_layers(pipe("1F1B", 2))
-PLAIN = of_four_layers(Case(dp(2), zero1=False))
-FULL = of_four_layers(Case(dp(4, ep=2), full=True))
-LAYOUTS = {
-    "one": ONE,
-    "dp4 ep2": EXPERTS,
-    "DualPipe": DUAL,
-    "1F1B": PIPE,
-    "dp2 plain": PLAIN,
-    "full": FULL,
-}
 FAST = {
     ("DualPipe", "dp4 ep2"), ("dp4 ep2", "one"), ("one", "DualPipe"), ("dp4 ep2", "dp2 plain"), ("full", "dp2 plain"),
 }  # fmt: skip
@@ -222,184 +191,3 @@ def refused(case: Case, directory: Path, data: dict[str, Any] | None = None) -> 
     with pytest.raises(CheckpointError) as error:
         resume_run(start(case), directory, data or {}, print)
     return str(error.value)
-
-
-def resumes(case: Case, directory: Path) -> tuple[int, list[str]]:
-    trainer, said = start(case), list[str]()
-    resume_run(trainer, directory, {}, said.append)
-    return trainer.step, said
-
-
-def test_a_damaged_one_is_passed_over_by_all(tmp_path: Path) -> None:
-    """Every rank looks at a share of the files; the first one says what was found."""
-    run(saves_twice, 2, PLAIN, tmp_path)
-    spoilt = sorted((tmp_path / "step-2").glob("*.safetensors"))[-1]
-    spoilt.write_bytes(spoilt.read_bytes()[:-1])
-    first, second = run(resumes, 2, PLAIN, tmp_path)
-    assert first[0] == second[0] == 1
-    assert len(first[1]) == 1 and spoilt.name in first[1][0] and not second[1]
-
-
-# --- a rank that fails or dies -------------------------------------------------------------------
-
-
-def saves_twice(case: Case, directory: Path, spoil: str = "", asynchronous: bool = False) -> str:
-    """Checkpoints of steps 1 and 2; what went wrong with the second, and then the same again undisturbed."""
-    trainer = start(case)
-    trainer.step = 1
-    save_run(trainer, directory, 2, {})
-    trainer.step = 2
-    spoilt: AbstractContextManager[None] = nullcontext()
-    if spoil == "full" and dist.get_rank() == 1:
-        spoilt = files_up_to(2000)
-    if spoil == "killed" and dist.get_rank() == 1:
-        sharded._Writer.write_data = killed  # type: ignore[method-assign]
-    said = ""
-    with spoilt:
-        try:
-            save_run(trainer, directory, 2, {}, asynchronous)
-            finish_saving(trainer)
-        except CheckpointError as error:
-            said = str(error)
-    assert (directory / "step-2").exists() == (not said)
-    if said:
-        dist.barrier()
-        save_run(trainer, directory, 2, {}, asynchronous)
-        finish_saving(trainer)
-    return said
-
-
-def killed(*_: Any) -> None:
-    os.kill(os.getpid(), signal.SIGKILL)
-
-
-@pytest.mark.parametrize("asynchronous", [False, True])
-def test_a_full_disk_on_one_rank_fails_on_all_and_loses_nothing(
-    asynchronous: bool, tmp_path: Path
-) -> None:
-    for said in run(saves_twice, 2, PIPE, tmp_path, "full", asynchronous):
-        assert "step-2" in said and "File too large (rank 1)" in said
-        assert "last good checkpoint is step-1" in said
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["step-1", "step-2"]
-    assert problem_with(tmp_path / "step-2") is None
-
-
-def test_a_killed_rank_leaves_the_checkpoint_before(tmp_path: Path) -> None:
-    with pytest.raises(AssertionError) as met:
-        run(saves_twice, 2, PIPE, tmp_path, "killed")
-    assert "rank 1:\nended without a word" in str(met.value)
-    assert "another rank was lost" in str(met.value)
-    assert sorted(path.name for path in tmp_path.iterdir()) == [".writing-2", "step-1"]
-    assert [step for step, _ in run(resumes, 2, PIPE, tmp_path)] == [1, 1]
-    assert [path.name for path in tmp_path.iterdir()] == ["step-1"]
-
-
-# --- export --------------------------------------------------------------------------------------
-
-
-def exports(case: Case, directory: Path, settings: dict[str, Any]) -> None:
-    trainer = start(case)
-    stage = plan(case)
-    stage.last_step = 1
-    if case.layout.world > 1:
-        resume_run(trainer, directory, {}, print)
-    else:
-        train_stage(trainer, stage, [])
-        save_run(trainer, directory, 1, {})
-    export(
-        trainer.parallel, directory / f"of {case.layout.world}", max_shard_bytes=20_000, **settings
-    )
-
-
-EXPORTED = [
-    pytest.param(DUAL, {}, id="DualPipe"),
-    pytest.param(EXPERTS, {"dtype": torch.bfloat16}, id="dp4 ep2 in bfloat16"),
-    pytest.param(replace(FULL, tied=True), {}, id="full tied"),
-    pytest.param(replace(PIPE, tied=True), {}, id="1F1B tied", marks=pytest.mark.slow),
-]
-
-
-@pytest.mark.parametrize(("case", "settings"), EXPORTED)
-def test_the_export_is_that_of_one_process(
-    case: Case, settings: dict[str, Any], tmp_path: Path
-) -> None:
-    exports(replace(ONE, tied=case.tied), tmp_path, settings)
-    run(exports, case.layout.world, case, tmp_path, settings)
-    one, many = tmp_path / "of 1", tmp_path / f"of {case.layout.world}"
-    names = sorted(path.name for path in one.iterdir())
-    assert sorted(path.name for path in many.iterdir()) == names and len(names) > 6
-    for name in names:
-        if name.endswith(".safetensors"):
-            expected, found = load_file(one / name), load_file(many / name)
-            assert expected.keys() == found.keys()
-            for tensor in expected:
-                assert expected[tensor].dtype == found[tensor].dtype
-                assert torch.equal(expected[tensor], found[tensor]), tensor
-        else:
-            assert (one / name).read_bytes() == (many / name).read_bytes(), name
-    assert fathom.load(many).config.num_hidden_layers == LAYERS
-
-
-def fetched(case: Case, directory: Path) -> list[int]:
-    """Bytes that the first rank had from all for each file."""
-    sizes: list[int] = []
-    real = exporting._Asking.fetch
-
-    def noting(asking: Any, *given: Any) -> dict[str, Tensor]:
-        found = real(asking, *given)
-        sizes.append(sum(tensor.nbytes for tensor in found.values()))
-        return found
-
-    exporting._Asking.fetch = noting  # type: ignore[method-assign]
-    export(start(case).parallel, directory / "model", max_shard_bytes=60_000)
-    return sizes
-
-
-@pytest.mark.parametrize(
-    "case", [pytest.param(PIPE, id="1F1B"), pytest.param(FULL, id="full", marks=pytest.mark.slow)]
-)
-def test_nobody_holds_more_than_a_file_besides(case: Case, tmp_path: Path) -> None:
-    first, *others = run(fetched, case.layout.world, case, tmp_path)
-    assert len(first) > 5 and max(first) <= 60_000 and not any(others)
-
-
-def exports_to_a_file(case: Case, place: Path) -> str:
-    with pytest.raises(CheckpointError) as error:
-        export(start(case).parallel, place)
-    return str(error.value)
-
-
-def test_an_export_that_cannot_be_fails_on_all(tmp_path: Path) -> None:
-    (tmp_path / "file").write_text("")
-    for said in run(exports_to_a_file, 2, PIPE, tmp_path / "file"):
-        assert "is a file" in said
-
-
-def exports_without_room(case: Case, directory: Path, where: str) -> str:
-    """Memory of the first rank ends in the middle of a file's tensors: of all, or of those that it has itself."""
-    parallel = start(case).parallel
-    made = [0]
-
-    def short(real: Any) -> Any:
-        def making(*given: Any, **named: Any) -> Tensor:
-            made[0] += named.get("device") is None and parallel.mesh.rank == 0
-            if made[0] == 2:
-                raise RuntimeError("can't allocate memory")
-            return real(*given, **named)
-
-        return making
-
-    module: Any = exporting
-    if where == "all":
-        module.torch = SimpleNamespace(**{**vars(torch), "empty": short(torch.empty)})
-    else:
-        module._part = short(module._part)
-    with pytest.raises(RuntimeError, match="can't allocate") as error:
-        export(parallel, directory / "model")
-    return str(error.value)
-
-
-@pytest.mark.parametrize("where", ["all", "its own"])
-def test_a_first_rank_without_memory_leaves_nobody_waiting(where: str, tmp_path: Path) -> None:
-    for said in run(exports_without_room, 2, PIPE, tmp_path, where, seconds=30):
-        assert said == "can't allocate memory"
