@@ -9,6 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
+from fathom.cli.plan_run import run_micro_batch
 from fathom.errors import PlanError, did_you_mean
 from fathom.parallel.schedules import traits
 from fathom.planning.cluster import Cluster, read_cluster
@@ -47,7 +48,8 @@ def plan(
     pp: Annotated[int | None, typer.Option(help="Ranks of a pipeline.")] = None,
     ep: Annotated[int | None, typer.Option(help="Ranks that share a layer's experts.")] = None,
     micro_batch: Annotated[
-        int | None, typer.Option(help="Sequences computed at a time; default the stage's.")
+        int | None,
+        typer.Option(help="Sequences computed at a time; default the stage's, else a run's."),
     ] = None,
     schedule: Annotated[
         str | None, typer.Option(help="GPipe, 1F1B, ZB1P, ZBV, DualPipe or DualPipeV.")
@@ -199,11 +201,13 @@ def _layout(recipe: Recipe, task: Task, stage: Stage, wishes: dict[str, Any]) ->
                 f"--{key} {wanted[key]} does nothing in a pipeline of one rank; give --pp above 1 too"
             )
     layout = replace(like, **{**wanted, "pp": pp, "dp": task.cluster.devices // pp})
+    if "micro_batch" not in wanted:
+        layout = replace(layout, micro_batch=run_micro_batch(recipe, stage, layout))
     return replace(layout, overlap=wanted.get("overlap", layout.traits.overlaps and pp > 1))
 
 
 def _whole_batch(task: Task) -> int:
-    """A recipe without a micro-batch computes its batch at once, each device its share."""
+    """What a search tries for a stage without a micro-batch: each device's share of the batch."""
     return max(1, task.batch // task.cluster.devices)
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from fathom.cli.plan import segments
+from fathom.runs.layout import RunLayout
 from fathom.runs.recipe import load_recipe
 from tests.cli.calling import call
 
@@ -119,6 +120,29 @@ def test_the_recipe_s_own_layout_is_planned_where_nothing_else_is_asked(
     assert found["split"] is None and found["zero1"] is True
     found = json.loads(call(capsys, *base, "--pp", "1")[1])["layout"]
     assert (found["pp"], found["dp"], found["ep"]) == (1, 16, 4)
+
+
+@pytest.mark.parametrize(
+    ("recipe", "devices", "changes"),
+    [
+        ("nano", 2, ["parallel.pp=2"]),
+        ("nano", 4, ["parallel.pp=2", "parallel.ep=2", "stages.pretrain.batch=16"]),
+        ("nano", 2, ["parallel.pp=2", "parallel.schedule='DualPipeV'", "stages.pretrain.batch=24"]),
+        ("nano", 4, ["parallel.ep=2", "stages.pretrain.batch=16"]),
+        ("mini", 4, ["parallel.pp=2"]),
+        ("mini", 8, ["parallel.pp=2", "parallel.ep=2", "stages.pretrain.micro_batch=2"]),
+    ],
+)
+def test_a_plan_cuts_the_batch_as_a_run_does(
+    capsys: pytest.CaptureFixture[str], recipe: str, devices: int, changes: list[str]
+) -> None:
+    words = [word for key in changes for word in ("--set", key)]
+    out = call(capsys, "plan", recipe, "--cluster", f"laptopx{devices}", *words, "--json")[1]
+    layout = RunLayout(load_recipe(recipe, changes), devices)
+    stage = layout.recipe.stages[0]
+    assert json.loads(out)["layout"]["micro_batch"] == layout.micro_batch(stage)
+    if layout.plan:
+        assert json.loads(out)["micro_batches"] == layout.bubble(stage)[0]
 
 
 def test_full_sharding_is_the_recipe_s_or_asked_for(capsys: pytest.CaptureFixture[str]) -> None:
