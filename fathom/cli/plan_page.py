@@ -132,10 +132,11 @@ def _time(plan: Plan) -> str:
         )
         for name, one in every.items()
     ]
+    lacking = "".join(f" {name} {why}." for name, why in plan.schedules_lacking.items())
     caption = (
         f"One step of {plan.task.batch:,} sequences of {plan.task.seq_len:,} tokens on the slowest rank: as planned, "
-        f"and on the same ranks under other schedules (report Table 2). Behind each bar: its length, tokens per second "
-        f"and device."
+        f"and on the same ranks under other schedules (report Table 2; GPipe and ZBV are not in it).{lacking} Behind "
+        f"each bar: its length, tokens per second and device."
     )
     drawn = bars(rows, max(one.total for one in every.values()))
     table = rows_table(

@@ -193,11 +193,14 @@ def _step(console: Console, plan: Plan) -> None:
 def _bubbles(console: Console, plan: Plan) -> None:
     if not plan.bubbles:
         return
-    print_title(console, "Bubble by schedule (report Table 2), the same ranks")
+    print_title(
+        console, "Bubble by schedule, the same ranks (Table 2; GPipe and ZBV are not in it)"
+    )
     rows = [
         (name, seconds(one.bubble), f"{one.bubble_fraction:.1%}", rate(one.tokens_per_second))
         for name, one in plan.bubbles.items()
     ]
+    rows += [(name, "", "", why) for name, why in plan.schedules_lacking.items()]
     print_rows(console, ("schedule", "idle", "of the step", "tokens/s"), rows)
 
 

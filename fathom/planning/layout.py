@@ -199,6 +199,20 @@ def micro_batches(layout: PlannedLayout, batch: int) -> int:
     return count
 
 
+def lacks(layout: PlannedLayout, layers: int, count: int) -> str | None:
+    """What a schedule needs and does not have with `layers` layers and `count` micro-batches; None: nothing."""
+    least = layout.traits.least(layout.pp)
+    if layout.traits.parts == 2 and layout.bubble_stages % 2:
+        return "needs an even number of stages"
+    if layout.stages > layers + 1:
+        return f"needs {layout.stages - 1} layers"
+    if count < least:
+        return f"needs {least} micro-batches"
+    if layout.traits.copies == 2 and count % 2:
+        return "needs an even number of micro-batches"
+    return None
+
+
 def has_experts(config: ModelConfig) -> bool:
     """Whether any layer, MTP's counted, is MoE."""
     last = config.num_hidden_layers + config.num_nextn_predict_layers

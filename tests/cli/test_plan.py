@@ -145,6 +145,22 @@ def test_a_plan_cuts_the_batch_as_a_run_does(
         assert json.loads(out)["micro_batches"] == layout.bubble(stage)[0]
 
 
+def test_schedules_that_cannot_be_have_no_figures(capsys: pytest.CaptureFixture[str]) -> None:
+    """One micro-batch for two ranks: DualPipe and DualPipeV want two for each rank."""
+    wish = ("plan", "mini", "--cluster", "h200x8", "--pp", "2", "--schedule", "ZB1P")
+    found = json.loads(call(capsys, *wish, "--json")[1])
+    lacking = found["schedules_lacking"]
+    assert lacking == dict.fromkeys(("DualPipe", "DualPipeV"), "needs 4 micro-batches")
+    by_schedule = found["bubble_fraction_by_schedule"]
+    assert [name for name, one in by_schedule.items() if one is None] == list(lacking)
+    assert by_schedule["ZB1P"] == found["bubble_fraction"]
+    text = call(capsys, *wish)[1]
+    assert re.search(r"DualPipe +needs 4 micro-batches", text)
+    enough = json.loads(call(capsys, *wish, "--micro-batch", "2", "--json")[1])
+    assert not enough["schedules_lacking"]
+    assert None not in enough["bubble_fraction_by_schedule"].values()
+
+
 def test_full_sharding_is_the_recipe_s_or_asked_for(capsys: pytest.CaptureFixture[str]) -> None:
     base = ("plan", "v3-16b", "--cluster", "h100x16", "--ep", "4", "--json")
     asked, own, not_asked = (
