@@ -49,7 +49,7 @@ def plan(
     ep: Annotated[int | None, typer.Option(help="Ranks that share a layer's experts.")] = None,
     micro_batch: Annotated[
         int | None,
-        typer.Option(help="Sequences computed at a time; default the stage's, else a run's."),
+        typer.Option(help="Sequences computed at a time, in a search too; default the stage's."),
     ] = None,
     schedule: Annotated[
         str | None, typer.Option(help="GPipe, 1F1B, ZB1P, ZBV, DualPipe or DualPipeV.")
@@ -83,7 +83,9 @@ def plan(
         str | None,
         typer.Option(help=f"Plan with hardware that there is not: {', '.join(WHAT_IFS)}."),
     ] = None,
-    sweep: Annotated[bool, typer.Option("--sweep", help="Rank all layouts.")] = False,
+    sweep: Annotated[
+        bool, typer.Option("--sweep", help="Rank all layouts at the stage's micro-batch.")
+    ] = False,
     json_: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
     html: Annotated[Path | None, typer.Option(help="Write the plan as one page.")] = None,
 ) -> None:

@@ -46,6 +46,18 @@ def test_the_report_s_layout_is_chosen_for_the_report_s_cluster() -> None:
         choose(task, replace(REPORT, recompute="some"))
 
 
+def test_a_smaller_micro_batch_is_proposed_where_only_that_can_be() -> None:
+    task = replace(SMALL, batch=8)
+    with pytest.raises(PlanError, match=r"16 at a time, on h100x8; give --micro-batch 1$"):
+        choose(task, PlannedLayout(micro_batch=16, fp8=False))
+    assert choose(task, PlannedLayout(micro_batch=1, fp8=False)).micro_batch == 1
+
+
+def test_zbv_is_searched() -> None:
+    found = {one.layout.schedule for one in sweep(SMALL, PlannedLayout(dp=8, fp8=False))}
+    assert found == {"1F1B", "ZB1P", "ZBV", "DualPipe", "DualPipeV"}
+
+
 def test_what_ifs_of_the_report() -> None:
     """20 of 132 SMs back is at most 132 / 112 - 1; all of it is more than each."""
     found = {
