@@ -12,7 +12,7 @@ import fathom.runs.report
 from fathom import __version__
 from fathom.cli.plan_bars import LEFT, ROW, WIDTH, bars
 from fathom.cli.plan_tables import gib, rate, seconds
-from fathom.cli.plan_text import MEMORY, TIME, published_lines
+from fathom.cli.plan_text import FP8_NOTE, MEMORY, TIME, published_lines
 from fathom.errors import PlanError
 from fathom.planning.describe import duration, human
 from fathom.planning.plan import Plan
@@ -65,9 +65,10 @@ reckoned and where each constant comes from. This page loads nothing from elsewh
 
 def _header(plan: Plan) -> str:
     state = "fits" if plan.fits else "does not fit"
+    fp8 = f'<p class="note">FP8 {escape(FP8_NOTE)}.</p>' if plan.layout.fp8 else ""
     return (
         f'<header><div class="eyebrow">fathom · plan</div><h1>{escape(plan.name)} on '
-        f"{escape(plan.task.cluster.name)}</h1><p>{escape(plan.layout.name)}: {state}</p></header>"
+        f"{escape(plan.task.cluster.name)}</h1><p>{escape(plan.layout.name)}: {state}</p>{fp8}</header>"
     )
 
 

@@ -45,6 +45,10 @@ TIME = {
 }
 """Parts of a step, in words."""
 
+FP8_NOTE = (
+    "is reckoned as in the report; fathom does not train in it yet: --no-fp8 for what can run today"
+)
+
 
 def print_plan(plan: Plan, swept: int) -> None:
     """All of it on standard output; `swept`: so many layouts of a sweep."""
@@ -76,6 +80,7 @@ def _head(console: Console, plan: Plan) -> None:
         console,
         [
             ("layout", f"{layout.name}, {', '.join(how)}"),
+            *([("FP8", FP8_NOTE)] if layout.fp8 else []),
             (
                 "step",
                 (

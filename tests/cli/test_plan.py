@@ -161,6 +161,12 @@ def test_schedules_that_cannot_be_have_no_figures(capsys: pytest.CaptureFixture[
     assert None not in enough["bubble_fraction_by_schedule"].values()
 
 
+def test_fp8_is_said_to_be_on_paper_only(capsys: pytest.CaptureFixture[str]) -> None:
+    wish = ("plan", "mini", "--cluster", "h200x8")
+    assert "fathom does not train in it yet" in call(capsys, *wish)[1]
+    assert "fathom does not train" not in call(capsys, *wish, "--no-fp8")[1]
+
+
 def test_full_sharding_is_the_recipe_s_or_asked_for(capsys: pytest.CaptureFixture[str]) -> None:
     base = ("plan", "v3-16b", "--cluster", "h100x16", "--ep", "4", "--json")
     asked, own, not_asked = (
