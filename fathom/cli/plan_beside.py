@@ -33,7 +33,7 @@ def predictions(console: Console, plan: Plan) -> None:
     print_title(console, "How far to believe it: published runs, the same constants")
     rows = [
         (
-            f"{one.point.who}, {one.point.cluster}",
+            one.point.name,
             f"{one.point.published:,.0f}",
             f"{one.predicted:,.0f}",
             f"{one.error:+.1%}",

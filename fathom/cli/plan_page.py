@@ -187,7 +187,7 @@ def _what_ifs(plan: Plan) -> str:
 def _predictions(plan: Plan) -> str:
     rows = [
         (
-            f"{one.point.who}, {one.point.cluster}",
+            one.point.name,
             f"{one.point.published:,.0f}",
             f"{one.predicted:,.0f}",
             f"{one.error:+.1%}",
