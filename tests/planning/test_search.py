@@ -12,7 +12,7 @@ from fathom.planning.layout import REPORT, PlannedLayout, check
 from fathom.planning.published import V2_LITE, V3
 from fathom.planning.rates import Rates
 from fathom.planning.search import Task, alternatives, choose, distance, sweep
-from fathom.planning.what_if import outcomes
+from fathom.planning.what_if import WHAT_IFS, outcomes
 
 SMALL = Task(V2_LITE, read_cluster("h100x8"), Rates(), 4096, 64)
 
@@ -69,6 +69,15 @@ def test_what_ifs_of_the_report() -> None:
     singles = [found[name].gain for name in ("tile-scaling", "fused-cast", "transposed-reads")]
     assert all(0 < gain < 0.1 for gain in singles)
     assert found["all"].gain > max(found["offload"].gain, *singles)
+
+
+@pytest.mark.parametrize("chosen", WHAT_IFS)
+def test_what_is_planned_with_is_no_what_if(chosen: str) -> None:
+    rates = WHAT_IFS[chosen].rates(Rates())
+    found = outcomes(V3, REPORT, DEVICES["h800"], rates, seq_len=4096, batch=15360)
+    names = {one.what_if.name for one in found}
+    assert chosen not in names and all(one.gain >= 0 for one in found)
+    assert bool(names) == (chosen != "all")
 
 
 def test_what_ifs_that_change_nothing_are_left_out() -> None:
