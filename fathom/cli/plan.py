@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
-from fathom.cli.plan_run import run_micro_batch
+from fathom.cli.plan_run import run_lines, run_micro_batch
 from fathom.errors import PlanError, did_you_mean
 from fathom.parallel.schedules import traits
 from fathom.planning.cluster import Cluster, read_cluster
@@ -118,6 +118,9 @@ def plan(
     print_plan(made, SHOWN if sweep else 0)
     if html:
         print(f"\nwritten: {written}")
+    lines = run_lines(recipe, set_ or [], _shown(chosen, stage).name, made)
+    if lines and what_if is None:
+        print("", *lines, sep="\n")
 
 
 def make_plan(
