@@ -12,7 +12,7 @@ import typer
 from fathom.cli.plan_run import run_lines, run_micro_batch
 from fathom.errors import PlanError, did_you_mean
 from fathom.parallel.schedules import traits
-from fathom.planning.cluster import Cluster, read_cluster
+from fathom.planning.cluster import DEVICES, Cluster, read_cluster
 from fathom.planning.layout import PlannedLayout
 from fathom.planning.plan import Plan
 from fathom.planning.plan_values import as_values
@@ -194,10 +194,7 @@ def _layout(recipe: Recipe, task: Task, stage: Stage, wishes: dict[str, Any]) ->
         layout = choose(task, like)
         return replace(layout, overlap=wanted.get("overlap", layout.overlap))
     pp = wanted.get("pp", 1)
-    if pp < 1 or task.cluster.devices % pp:
-        raise PlanError(
-            f"pp = {pp} must divide the {task.cluster.devices} devices of {task.cluster.name}; take a divisor"
-        )
+    _check_pipeline(task.cluster, pp, wanted.get("split"))
     if "schedule" in wanted:
         traits(wanted["schedule"])  # refuses a name that there is not
     for key in ("schedule", "interleave"):
@@ -209,6 +206,24 @@ def _layout(recipe: Recipe, task: Task, stage: Stage, wishes: dict[str, Any]) ->
     if "micro_batch" not in wanted:
         layout = replace(layout, micro_batch=run_micro_batch(recipe, stage, layout))
     return replace(layout, overlap=wanted.get("overlap", layout.traits.overlaps and pp > 1))
+
+
+def _check_pipeline(cluster: Cluster, pp: int, split: tuple[int, ...] | None) -> None:
+    if pp > cluster.devices:
+        name = cluster.device.name
+        remedy = f"--cluster {name}x{pp}" if name in DEVICES else f"devices = {pp} in its file"
+        raise PlanError(
+            f"pp = {pp} needs {pp} devices or a multiple and {cluster.name} has {cluster.devices}; give {remedy}"
+        )
+    if pp < 1 or cluster.devices % pp:
+        raise PlanError(
+            f"pp = {pp} must divide the {cluster.devices} devices of {cluster.name}; take a divisor"
+        )
+    if split and len(split) > pp == 1:
+        raise PlanError(
+            f"--split {','.join(map(str, split))} is for a pipeline of {len(split)} stages and pp is 1; give --pp "
+            f"{len(split)} too"
+        )
 
 
 def _whole_batch(task: Task) -> int:

@@ -90,9 +90,16 @@ def serving_units(console: Console, plan: Plan) -> None:
     )
 
 
-def candidates(console: Console, title: str, found: Sequence[Candidate]) -> None:
+def nothing_else(plan: Plan) -> str:
+    """What stands where no other layout fits."""
+    if plan.fits:
+        return "No other layout fits"
+    return "No layout fits: take more devices or larger ones"
+
+
+def candidates(console: Console, title: str, found: Sequence[Candidate], plan: Plan) -> None:
     if not found:
-        print_title(console, "No other layout fits: take more devices or larger ones")
+        print_title(console, nothing_else(plan))
         return
     print_title(console, title)
     rows = [

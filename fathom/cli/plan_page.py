@@ -11,6 +11,7 @@ from typing import Any
 import fathom.runs.report
 from fathom import __version__
 from fathom.cli.plan_bars import LEFT, ROW, WIDTH, bars
+from fathom.cli.plan_beside import nothing_else
 from fathom.cli.plan_tables import gib, rate, seconds
 from fathom.cli.plan_text import FP8_NOTE, MEMORY, TIME, published_lines
 from fathom.errors import PlanError
@@ -236,7 +237,7 @@ def _serving(plan: Plan) -> str:
 def _layouts(plan: Plan) -> str:
     rows = [_layout_row(one) for one in plan.alternatives]
     if not rows:
-        return "<h2>Layouts</h2><p>No other layout fits.</p>"
+        return f"<h2>Layouts</h2><p>{nothing_else(plan)}.</p>"
     heads = ("layout", "recompute", "memory", "bubble", "step", "tokens/s and device")
     return "<h2>The nearest layouts that fit</h2>" + rows_table(heads, rows)
 

@@ -59,9 +59,9 @@ def print_plan(plan: Plan, swept: int) -> None:
     for beside in (what_ifs, predictions, serving_units):
         beside(console, plan)
     if swept:
-        candidates(console, f"The best {swept} layouts", plan.swept[:swept])
+        candidates(console, f"The best {swept} layouts", plan.swept[:swept], plan)
     else:
-        candidates(console, "The nearest layouts that fit", plan.alternatives)
+        candidates(console, "The nearest layouts that fit", plan.alternatives, plan)
 
 
 def _head(console: Console, plan: Plan) -> None:

@@ -73,7 +73,7 @@ def test_what_does_not_fit_is_said_with_what_does(capsys: pytest.CaptureFixture[
     assert "DOES NOT FIT" in text and "The nearest layouts that fit" in text
     assert "no price is known" in text
     _, text, _ = call(capsys, "plan", "v3-671b", "--cluster", "laptop")
-    assert "DOES NOT FIT" in text and "No other layout fits" in text
+    assert "DOES NOT FIT" in text and "No layout fits: take more" in text
 
 
 def test_options_reach_the_plan(capsys: pytest.CaptureFixture[str]) -> None:
@@ -224,7 +224,9 @@ REPORT = ("v3-671b", "--cluster", "h800x2048")
         ((*REPORT, "--stage", "lows"), "did you mean 'low'?"),
         (("v3-671b", "--cluster", "a100x2048", "--fp8"), "a100 has no FP8 products"),
         ((*REPORT, "--split", "a"), "must be whole numbers"),
-        ((*REPORT, "--split", "1,2"), "must be 1 numbers that make 61 layers"),
+        ((*REPORT, "--split", "4,4,3"), "and pp is 1; give --pp 3 too"),
+        ((*REPORT, "--pp", "2", "--split", "1,2"), "must be 2 numbers that make 61 layers"),
+        (("nano", "--cluster", "laptop", "--pp", "2"), "has 1; give --cluster laptopx2"),
         ((*REPORT, "--what-if", "offlod"), "did you mean 'offload'?"),
         ((*REPORT, "--recompute", "some"), "must be one of none, report, full"),
         ((*REPORT, "--price", "-1"), "price = -1.0 must be at least 0"),
