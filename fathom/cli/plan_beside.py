@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from rich.console import Console
 
-from fathom.cli.plan_tables import gib, print_lines, print_rows, print_title, rate
+from fathom.cli.plan_tables import gain, gib, print_lines, print_rows, print_title, rate
 from fathom.planning import serving
 from fathom.planning.plan import Plan
 from fathom.planning.search import Candidate
@@ -20,7 +20,7 @@ def what_ifs(console: Console, plan: Plan) -> None:
         (
             f"{one.what_if.name}: {one.what_if.says}",
             rate(one.step.tokens_per_second),
-            f"{one.gain:+.1%}",
+            gain(one.gain),
         )
         for one in plan.what_ifs
     ]
@@ -36,7 +36,7 @@ def predictions(console: Console, plan: Plan) -> None:
             one.point.name,
             f"{one.point.published:,.0f}",
             f"{one.predicted:,.0f}",
-            f"{one.error:+.1%}",
+            gain(one.error),
         )
         for one in plan.predictions
     ]

@@ -12,7 +12,7 @@ import fathom.runs.report
 from fathom import __version__
 from fathom.cli.plan_bars import LEFT, ROW, WIDTH, bars
 from fathom.cli.plan_beside import nothing_else
-from fathom.cli.plan_tables import gib, rate, seconds
+from fathom.cli.plan_tables import gain, gib, rate, seconds
 from fathom.cli.plan_text import FP8_NOTE, MEMORY, TIME, published_lines
 from fathom.errors import PlanError
 from fathom.planning.describe import duration, human
@@ -176,7 +176,7 @@ def _what_ifs(plan: Plan) -> str:
     if not plan.what_ifs:
         return ""
     rows: Iterable[Sequence[str]] = [
-        (one.what_if.says, rate(one.step.tokens_per_second), f"{one.gain:+.1%}")
+        (one.what_if.says, rate(one.step.tokens_per_second), gain(one.gain))
         for one in plan.what_ifs
     ]
     return (
@@ -191,7 +191,7 @@ def _predictions(plan: Plan) -> str:
             one.point.name,
             f"{one.point.published:,.0f}",
             f"{one.predicted:,.0f}",
-            f"{one.error:+.1%}",
+            gain(one.error),
         )
         for one in plan.predictions
     ]

@@ -9,6 +9,7 @@ from rich.console import Console
 from fathom.cli.plan_beside import candidates, predictions, serving_units, what_ifs
 from fathom.cli.plan_tables import (
     bar,
+    counted,
     gib,
     print_lines,
     print_rows,
@@ -76,6 +77,8 @@ def _head(console: Console, plan: Plan) -> None:
         *([] if layout.full_shard else [f"ZeRO-1 {'on' if layout.zero1 else 'off'}"]),
         f"overlap {'on' if layout.overlap else 'off'}",
     ]
+    each = f" for each of {layout.dp} {'pipelines' if layout.pp > 1 else 'devices'}"
+    each = each if layout.dp > 1 else ""
     print_lines(
         console,
         [
@@ -84,8 +87,8 @@ def _head(console: Console, plan: Plan) -> None:
             (
                 "step",
                 (
-                    f"{task.batch:,} x {task.seq_len:,} tokens; {plan.micro_batches} micro-batch(es) of "
-                    f"{layout.micro_batch} for each of {layout.dp} pipelines"
+                    f"{task.batch:,} x {task.seq_len:,} tokens; {counted(plan.micro_batches, 'micro-batch')} of "
+                    f"{layout.micro_batch}{each}"
                 ),
             ),
             (

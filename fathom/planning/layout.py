@@ -188,9 +188,10 @@ def micro_batches(layout: PlannedLayout, batch: int) -> int:
     count = batch // at_a_time
     least = layout.traits.least(layout.pp) if layout.pp > 1 else 1
     if count < least:
+        each = f" for each of {layout.dp} pipelines" if layout.dp > 1 else ""
         raise PlanError(
-            f"{layout.schedule} over {layout.pp} ranks needs {least} micro-batches, and a batch of {batch} has {count} "
-            f"for each of {layout.dp} pipelines; lower dp or the micro-batch, or take 1F1B"
+            f"{layout.schedule} over {layout.pp} ranks needs {least} micro-batches, and a batch of {batch} has {count}"
+            f"{each}; lower dp or the micro-batch, or take 1F1B"
         )
     if layout.traits.copies == 2 and layout.pp > 1 and count % 2:
         raise PlanError(

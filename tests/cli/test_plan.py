@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from fathom.cli.plan import segments
+from fathom.cli.plan_tables import counted, gain, gib
 from fathom.runs.layout import RunLayout
 from fathom.runs.recipe import load_recipe
 from tests.cli.calling import call
@@ -192,6 +193,13 @@ def test_a_what_if_changes_the_whole_plan(capsys: pytest.CaptureFixture[str]) ->
     assert free["gpu_hours"]["total"] < plain["gpu_hours"]["total"]
     said = {one["name"]: one["tokens_per_second_per_gpu"] for one in plain["what_ifs"]}
     assert said["offload"] == pytest.approx(free["tokens_per_second_per_gpu"])
+
+
+def test_numbers_in_words() -> None:
+    assert gain(-0.0001) == gain(0.0001) == "0.0%" and gain(-0.001) == "-0.1%"
+    assert counted(1, "micro-batch") == "1 micro-batch" and counted(2, "device") == "2 devices"
+    assert counted(1200, "micro-batch") == "1,200 micro-batches"
+    assert gib(2**30 - 2**25) == "992.0 MiB" and gib(2**30) == "1.0 GiB"
 
 
 def test_segments_of_the_report() -> None:
