@@ -9,9 +9,10 @@ from typing import Annotated, Any
 
 import typer
 
+from fathom.cli.plan_run import run_lines, run_micro_batch
 from fathom.errors import PlanError, did_you_mean
 from fathom.parallel.schedules import traits
-from fathom.planning.cluster import Cluster, read_cluster
+from fathom.planning.cluster import DEVICES, Cluster, read_cluster
 from fathom.planning.layout import PlannedLayout
 from fathom.planning.plan import Plan
 from fathom.planning.plan_values import as_values
@@ -47,7 +48,8 @@ def plan(
     pp: Annotated[int | None, typer.Option(help="Ranks of a pipeline.")] = None,
     ep: Annotated[int | None, typer.Option(help="Ranks that share a layer's experts.")] = None,
     micro_batch: Annotated[
-        int | None, typer.Option(help="Sequences computed at a time; default the stage's.")
+        int | None,
+        typer.Option(help="Sequences computed at a time, in a search too; default the stage's."),
     ] = None,
     schedule: Annotated[
         str | None, typer.Option(help="GPipe, 1F1B, ZB1P, ZBV, DualPipe or DualPipeV.")
@@ -81,7 +83,9 @@ def plan(
         str | None,
         typer.Option(help=f"Plan with hardware that there is not: {', '.join(WHAT_IFS)}."),
     ] = None,
-    sweep: Annotated[bool, typer.Option("--sweep", help="Rank all layouts.")] = False,
+    sweep: Annotated[
+        bool, typer.Option("--sweep", help="Rank all layouts at the stage's micro-batch.")
+    ] = False,
     json_: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
     html: Annotated[Path | None, typer.Option(help="Write the plan as one page.")] = None,
 ) -> None:
@@ -114,6 +118,9 @@ def plan(
     print_plan(made, SHOWN if sweep else 0)
     if html:
         print(f"\nwritten: {written}")
+    lines = run_lines(recipe, set_ or [], _shown(chosen, stage).name, made)
+    if lines and what_if is None:
+        print("", *lines, sep="\n")
 
 
 def make_plan(
@@ -187,10 +194,7 @@ def _layout(recipe: Recipe, task: Task, stage: Stage, wishes: dict[str, Any]) ->
         layout = choose(task, like)
         return replace(layout, overlap=wanted.get("overlap", layout.overlap))
     pp = wanted.get("pp", 1)
-    if pp < 1 or task.cluster.devices % pp:
-        raise PlanError(
-            f"pp = {pp} must divide the {task.cluster.devices} devices of {task.cluster.name}; take a divisor"
-        )
+    _check_pipeline(task.cluster, pp, wanted.get("split"))
     if "schedule" in wanted:
         traits(wanted["schedule"])  # refuses a name that there is not
     for key in ("schedule", "interleave"):
@@ -199,11 +203,31 @@ def _layout(recipe: Recipe, task: Task, stage: Stage, wishes: dict[str, Any]) ->
                 f"--{key} {wanted[key]} does nothing in a pipeline of one rank; give --pp above 1 too"
             )
     layout = replace(like, **{**wanted, "pp": pp, "dp": task.cluster.devices // pp})
+    if "micro_batch" not in wanted:
+        layout = replace(layout, micro_batch=run_micro_batch(recipe, stage, layout))
     return replace(layout, overlap=wanted.get("overlap", layout.traits.overlaps and pp > 1))
 
 
+def _check_pipeline(cluster: Cluster, pp: int, split: tuple[int, ...] | None) -> None:
+    if pp > cluster.devices:
+        name = cluster.device.name
+        remedy = f"--cluster {name}x{pp}" if name in DEVICES else f"devices = {pp} in its file"
+        raise PlanError(
+            f"pp = {pp} needs {pp} devices or a multiple and {cluster.name} has {cluster.devices}; give {remedy}"
+        )
+    if pp < 1 or cluster.devices % pp:
+        raise PlanError(
+            f"pp = {pp} must divide the {cluster.devices} devices of {cluster.name}; take a divisor"
+        )
+    if split and len(split) > pp == 1:
+        raise PlanError(
+            f"--split {','.join(map(str, split))} is for a pipeline of {len(split)} stages and pp is 1; give --pp "
+            f"{len(split)} too"
+        )
+
+
 def _whole_batch(task: Task) -> int:
-    """A recipe without a micro-batch computes its batch at once, each device its share."""
+    """What a search tries for a stage without a micro-batch: each device's share of the batch."""
     return max(1, task.batch // task.cluster.devices)
 
 

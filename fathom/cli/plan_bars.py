@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from html import escape
 
-ROW, LEFT, WIDTH, RIGHT = 46, 190, 690, 130
+ROW, LEFT, WIDTH, RIGHT = 46, 190, 650, 170
 """Height of a bar with its margin; room for names, for the longest bar, and for what is written behind it."""
 INKS = ("var(--one)", "var(--two)", "var(--three)", "var(--soft)")
 """Colours of a bar's parts, in turn; a second round is paler."""

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from rich.console import Console
 
-from fathom.cli.plan_tables import gib, print_lines, print_rows, print_title, rate
+from fathom.cli.plan_tables import gain, gib, print_lines, print_rows, print_title, rate
 from fathom.planning import serving
 from fathom.planning.plan import Plan
 from fathom.planning.search import Candidate
@@ -20,7 +20,7 @@ def what_ifs(console: Console, plan: Plan) -> None:
         (
             f"{one.what_if.name}: {one.what_if.says}",
             rate(one.step.tokens_per_second),
-            f"{one.gain:+.1%}",
+            gain(one.gain),
         )
         for one in plan.what_ifs
     ]
@@ -33,10 +33,10 @@ def predictions(console: Console, plan: Plan) -> None:
     print_title(console, "How far to believe it: published runs, the same constants")
     rows = [
         (
-            f"{one.point.who}, {one.point.cluster}",
+            one.point.name,
             f"{one.point.published:,.0f}",
             f"{one.predicted:,.0f}",
-            f"{one.error:+.1%}",
+            gain(one.error),
         )
         for one in plan.predictions
     ]
@@ -90,9 +90,16 @@ def serving_units(console: Console, plan: Plan) -> None:
     )
 
 
-def candidates(console: Console, title: str, found: Sequence[Candidate]) -> None:
+def nothing_else(plan: Plan) -> str:
+    """What stands where no other layout fits."""
+    if plan.fits:
+        return "No other layout fits"
+    return "No layout fits: take more devices or larger ones"
+
+
+def candidates(console: Console, title: str, found: Sequence[Candidate], plan: Plan) -> None:
     if not found:
-        print_title(console, "No other layout fits: take more devices or larger ones")
+        print_title(console, nothing_else(plan))
         return
     print_title(console, title)
     rows = [

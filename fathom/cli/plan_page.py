@@ -11,8 +11,9 @@ from typing import Any
 import fathom.runs.report
 from fathom import __version__
 from fathom.cli.plan_bars import LEFT, ROW, WIDTH, bars
-from fathom.cli.plan_tables import gib, rate, seconds
-from fathom.cli.plan_text import MEMORY, TIME, published_lines
+from fathom.cli.plan_beside import nothing_else
+from fathom.cli.plan_tables import gain, gib, rate, seconds
+from fathom.cli.plan_text import FP8_NOTE, MEMORY, TIME, published_lines
 from fathom.errors import PlanError
 from fathom.planning.describe import duration, human
 from fathom.planning.plan import Plan
@@ -65,9 +66,10 @@ reckoned and where each constant comes from. This page loads nothing from elsewh
 
 def _header(plan: Plan) -> str:
     state = "fits" if plan.fits else "does not fit"
+    fp8 = f'<p class="note">FP8 {escape(FP8_NOTE)}.</p>' if plan.layout.fp8 else ""
     return (
         f'<header><div class="eyebrow">fathom · plan</div><h1>{escape(plan.name)} on '
-        f"{escape(plan.task.cluster.name)}</h1><p>{escape(plan.layout.name)}: {state}</p></header>"
+        f"{escape(plan.task.cluster.name)}</h1><p>{escape(plan.layout.name)}: {state}</p>{fp8}</header>"
     )
 
 
@@ -132,10 +134,11 @@ def _time(plan: Plan) -> str:
         )
         for name, one in every.items()
     ]
+    lacking = "".join(f" {name} {why}." for name, why in plan.schedules_lacking.items())
     caption = (
         f"One step of {plan.task.batch:,} sequences of {plan.task.seq_len:,} tokens on the slowest rank: as planned, "
-        f"and on the same ranks under other schedules (report Table 2). Behind each bar: its length, tokens per second "
-        f"and device."
+        f"and on the same ranks under other schedules (report Table 2; GPipe and ZBV are not in it).{lacking} Behind "
+        f"each bar: its length, tokens per second and device."
     )
     drawn = bars(rows, max(one.total for one in every.values()))
     table = rows_table(
@@ -173,7 +176,7 @@ def _what_ifs(plan: Plan) -> str:
     if not plan.what_ifs:
         return ""
     rows: Iterable[Sequence[str]] = [
-        (one.what_if.says, rate(one.step.tokens_per_second), f"{one.gain:+.1%}")
+        (one.what_if.says, rate(one.step.tokens_per_second), gain(one.gain))
         for one in plan.what_ifs
     ]
     return (
@@ -185,10 +188,10 @@ def _what_ifs(plan: Plan) -> str:
 def _predictions(plan: Plan) -> str:
     rows = [
         (
-            f"{one.point.who}, {one.point.cluster}",
+            one.point.name,
             f"{one.point.published:,.0f}",
             f"{one.predicted:,.0f}",
-            f"{one.error:+.1%}",
+            gain(one.error),
         )
         for one in plan.predictions
     ]
@@ -234,7 +237,7 @@ def _serving(plan: Plan) -> str:
 def _layouts(plan: Plan) -> str:
     rows = [_layout_row(one) for one in plan.alternatives]
     if not rows:
-        return "<h2>Layouts</h2><p>No other layout fits.</p>"
+        return f"<h2>Layouts</h2><p>{nothing_else(plan)}.</p>"
     heads = ("layout", "recompute", "memory", "bubble", "step", "tokens/s and device")
     return "<h2>The nearest layouts that fit</h2>" + rows_table(heads, rows)
 

@@ -41,8 +41,20 @@ def print_lines(console: Console, rows: Sequence[tuple[str, str]]) -> None:
 
 
 def gib(size: float) -> str:
-    """Bytes as GiB, small ones as MiB."""
-    return f"{size / 2**30:,.1f} GiB" if size >= 2**30 / 10 else f"{size / 2**20:,.1f} MiB"
+    """Bytes as GiB, less than one as MiB."""
+    return f"{size / 2**30:,.1f} GiB" if size >= 2**30 else f"{size / 2**20:,.1f} MiB"
+
+
+def gain(share: float) -> str:
+    """A change in percent with its sign, which nothing has none of."""
+    text = f"{share:+.1%}"
+    return text if text.strip("+-") != "0.0%" else "0.0%"
+
+
+def counted(number: int, what: str) -> str:
+    """1 micro-batch, 4 micro-batches, 2 devices."""
+    ending = "" if number == 1 else "es" if what.endswith("ch") else "s"
+    return f"{number:,} {what}{ending}"
 
 
 def seconds(time: float) -> str:

@@ -190,7 +190,9 @@ def _from_file(path: Path) -> Cluster:
         raise PlanError(f"{path} cannot be read: {error.strerror}; mend that") from error
     table = content.get("device")
     device = _device(table.lower()) if isinstance(table, str) else _described(path, content, table)
-    count = content.get("devices")
+    if "devices" not in content:
+        raise PlanError(f"{path}: devices is missing; say how many there are: devices = 8")
+    count = content["devices"]
     if not isinstance(count, int) or isinstance(count, bool):
         raise PlanError(
             f"{path}: devices = {count!r} must be a whole number; say how many there are"

@@ -188,15 +188,30 @@ def micro_batches(layout: PlannedLayout, batch: int) -> int:
     count = batch // at_a_time
     least = layout.traits.least(layout.pp) if layout.pp > 1 else 1
     if count < least:
+        each = f" for each of {layout.dp} pipelines" if layout.dp > 1 else ""
         raise PlanError(
-            f"{layout.schedule} over {layout.pp} ranks needs {least} micro-batches, and a batch of {batch} has {count} "
-            f"for each of {layout.dp} pipelines; lower dp or the micro-batch, or take 1F1B"
+            f"{layout.schedule} over {layout.pp} ranks needs {least} micro-batches, and a batch of {batch} has {count}"
+            f"{each}; lower dp or the micro-batch, or take 1F1B"
         )
     if layout.traits.copies == 2 and layout.pp > 1 and count % 2:
         raise PlanError(
             f"{layout.schedule} needs an even number of micro-batches and has {count}; change the batch or dp"
         )
     return count
+
+
+def lacks(layout: PlannedLayout, layers: int, count: int) -> str | None:
+    """What a schedule needs and does not have with `layers` layers and `count` micro-batches; None: nothing."""
+    least = layout.traits.least(layout.pp)
+    if layout.traits.parts == 2 and layout.bubble_stages % 2:
+        return "needs an even number of stages"
+    if layout.stages > layers + 1:
+        return f"needs {layout.stages - 1} layers"
+    if count < least:
+        return f"needs {least} micro-batches"
+    if layout.traits.copies == 2 and count % 2:
+        return "needs an even number of micro-batches"
+    return None
 
 
 def has_experts(config: ModelConfig) -> bool:

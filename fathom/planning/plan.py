@@ -15,7 +15,7 @@ from fathom.planning.communication import (
     pipeline_bytes,
 )
 from fathom.planning.full_shard import sent_bytes
-from fathom.planning.layout import PlannedLayout, check, has_experts, micro_batches
+from fathom.planning.layout import PlannedLayout, check, has_experts, lacks, micro_batches
 from fathom.planning.parameters import Parameters, count_parameters
 from fathom.planning.published import V3, Prediction, predictions
 from fathom.planning.rank_memory import (
@@ -129,16 +129,29 @@ class Plan:
 
     @cached_property
     def bubbles(self) -> dict[str, StepTime]:
-        """A step under every schedule on the same ranks, all-to-all hidden as planned; none without a pipeline."""
+        """A step under every schedule that can be on the same ranks, all-to-all hidden as planned."""
+        return {
+            name: self._step(other)
+            for name, other in self._schedules.items()
+            if name not in self.schedules_lacking
+        }
+
+    @cached_property
+    def schedules_lacking(self) -> dict[str, str]:
+        """What the other schedules need for that and do not have."""
+        layers, count = self.config.num_hidden_layers, self.micro_batches
+        every = {name: lacks(one, layers, count) for name, one in self._schedules.items()}
+        return {name: why for name, why in every.items() if why}
+
+    @property
+    def _schedules(self) -> dict[str, PlannedLayout]:
+        """The layout under every schedule; none without a pipeline."""
         if self.layout.pp == 1:
             return {}
-        found = {}
-        for name in SCHEDULES:
-            other = replace(self.layout, schedule=name, interleave=1, split=None)
-            uneven = other.traits.parts == 2 and other.stages % 2
-            if other.stages <= self.config.num_hidden_layers + 1 and not uneven:
-                found[name] = self._step(other)
-        return found
+        return {
+            name: replace(self.layout, schedule=name, interleave=1, split=None)
+            for name in SCHEDULES
+        }
 
     @cached_property
     def cost(self) -> RunCost:

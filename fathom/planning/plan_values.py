@@ -48,8 +48,10 @@ def as_values(plan: Plan, most: int | None = None) -> dict[str, Any]:
         "step_seconds_without_overlap": step_values(plan.step_without_overlap),
         "bubble_fraction": step.bubble_fraction,
         "bubble_fraction_by_schedule": {
-            name: one.bubble_fraction for name, one in plan.bubbles.items()
+            **{name: one.bubble_fraction for name, one in plan.bubbles.items()},
+            **dict.fromkeys(plan.schedules_lacking),
         },
+        "schedules_lacking": plan.schedules_lacking,
         "tokens_per_second_per_gpu": step.tokens_per_second,
         "mfu": step.mfu,
         "days": plan.cost.days,

@@ -1,7 +1,8 @@
 """What others have measured, and what this planner says of the same runs: one set of constants, none fitted to these.
 
 Layouts as published; where the published run does something that a `PlannedLayout` cannot say, `differs` tells what.
-The first is a whole run of months, its interruptions included; the others are benchmarks of a few steps with even
+The first is a whole run of months, its interruptions included, and ours beside it a step at the full batch less the
+time that interruptions take; the others are benchmarks of a few steps with even
 expert loads.
 """
 
@@ -54,7 +55,12 @@ class Point:
     config: ModelConfig = V3
     mtp: bool = True
     whole_run: bool = False
-    """Whether interruptions are in the published figure."""
+    """Whether the published figure is a run's, interruptions in it; ours is a step at the full batch less those."""
+
+    @property
+    def name(self) -> str:
+        """Who, on what, and what is compared."""
+        return f"{self.who}, {self.cluster}" + (" (at the full batch)" if self.whole_run else "")
 
 
 POINTS = (

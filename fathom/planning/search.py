@@ -1,7 +1,8 @@
 """Which layouts there are for a model on a cluster, and which of them fit: `--sweep`, and the nearest that do.
 
-Every pp, dp and ep that divide what they must, with DualPipe, DualPipeV, 1F1B and ZB1P, recomputation as in the report
-or of everything, and the micro-batch asked for. Ranked by tokens per second; what does not fit comes last.
+Every pp, dp and ep that divide what they must, with 1F1B, ZB1P, ZBV, DualPipe and DualPipeV (GPipe idles as 1F1B does
+and keeps more), recomputation as asked for, as in the report or of everything, and only the micro-batch asked for: the
+stage's, unless the user names another. Ranked by tokens per second; what does not fit comes last.
 """
 
 from __future__ import annotations
@@ -25,6 +26,9 @@ from fathom.planning.layout import (
 from fathom.planning.rank_memory import RankMemory, fits, fullest_rank
 from fathom.planning.rates import Rates
 from fathom.planning.step_time import StepTime, step_time
+
+SEARCHED = ("1F1B", "ZB1P", "ZBV", "DualPipe", "DualPipeV")
+"""Schedules that a sweep tries."""
 
 
 @dataclass(frozen=True)
@@ -119,9 +123,11 @@ def choose(task: Task, like: PlannedLayout) -> PlannedLayout:
         pass
     found = sweep(task, like)
     if not found:
+        one = like.micro_batch > 1 and sweep(task, replace(like, micro_batch=1))
+        remedy = "give --micro-batch 1" if one else "change the batch or the number of devices"
         raise PlanError(
             f"no layout can train batches of {task.batch} sequences, {like.micro_batch} at a time, on "
-            f"{task.cluster.name}; change the batch, --micro-batch or the number of devices"
+            f"{task.cluster.name}; {remedy}"
         )
     return found[0].layout
 
@@ -139,7 +145,7 @@ def _layouts(task: Task, like: PlannedLayout) -> Iterator[PlannedLayout]:
     deepest = min(task.config.num_hidden_layers + 1, devices)
     for pp in _divisors(devices, deepest):
         dp = devices // pp
-        schedules = ("1F1B", "ZB1P", "DualPipe", "DualPipeV") if pp > 1 else ("1F1B",)
+        schedules = SEARCHED if pp > 1 else ("1F1B",)
         experts = task.config.n_routed_experts if has_experts(task.config) else 1
         for ep in _divisors(dp, min(dp, experts)):
             if experts % ep:

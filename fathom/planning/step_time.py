@@ -10,9 +10,10 @@ transfers between stages are hidden, being small (their time is given).
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cache
 
 from fathom.model import ModelConfig
-from fathom.parallel.schedules import Costs, bubble_by_formula
+from fathom.parallel.schedules import Costs, Schedule, bubble_by_formula, schedule, simulate
 from fathom.planning.block_time import BlockTime, Setting, Work, block_time, end_time
 from fathom.planning.cluster import DEVICES, Device
 from fathom.planning.communication import pipeline_bytes, reduce_bytes
@@ -230,7 +231,21 @@ def _bubble(setting: Setting, chunks: list[Chunk], count: float) -> float:
     if layout.traits.overlaps and not overlaps(layout, count) and layout.overlap:
         name = "1F1B"
     costs = chunk_costs(setting, slowest)
+    if name in ("ZB1P", "ZBV") and layout.interleave == 1 and count < 2 * layout.pp:
+        return _simulated_bubble(_lists(name, layout.bubble_stages, max(1, round(count))), costs)
     return max(0.0, bubble_by_formula(name, layout.bubble_stages, costs))
+
+
+def _simulated_bubble(lists: Schedule, costs: Costs) -> float:
+    """Idle time where there are too few micro-batches to put weight gradients into the gaps, as the formulas do: up to
+    four times as much as by formula."""
+    found = simulate(lists, costs)
+    return max(0.0, found.makespan - max(found.busy))
+
+
+@cache
+def _lists(name: str, number: int, count: int) -> Schedule:
+    return schedule(name, number, count)
 
 
 def _all_to_all(layout: PlannedLayout, chunks: list[Chunk], rank: int, count: float) -> float:

@@ -31,7 +31,7 @@ class WhatIf:
         one_scale = max(rates.fp8, rates.fp8_one_scale)
         changes: dict[str, dict[str, object]] = {
             "offload": {"communication_sms": 0},
-            "few-sms": {"communication_sms": 6},
+            "few-sms": {"communication_sms": min(6, rates.communication_sms)},
             "tile-scaling": {"fp8": one_scale},
             "fused-cast": {"cast": False},
             "transposed-reads": {"transpose": False},
@@ -76,8 +76,10 @@ def outcomes(
     batch: int,
     mtp: bool = True,
 ) -> list[Outcome]:
-    """Every what-if that can change something in this layout."""
-    names = [n for n, one in WHAT_IFS.items() if _concerns(one, layout)]
+    """Every what-if that can change something in this layout, beyond what `rates` have already."""
+    names = [
+        n for n, one in WHAT_IFS.items() if _concerns(one, layout) and one.rates(rates) != rates
+    ]
 
     def step(changed: Rates) -> StepTime:
         return step_time(config, layout, device, changed, seq_len=seq_len, batch=batch, mtp=mtp)

@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 
 from fathom.cli.plan import segments
+from fathom.cli.plan_tables import counted, gain, gib
+from fathom.runs.layout import RunLayout
 from fathom.runs.recipe import load_recipe
 from tests.cli.calling import call
 
@@ -72,7 +74,7 @@ def test_what_does_not_fit_is_said_with_what_does(capsys: pytest.CaptureFixture[
     assert "DOES NOT FIT" in text and "The nearest layouts that fit" in text
     assert "no price is known" in text
     _, text, _ = call(capsys, "plan", "v3-671b", "--cluster", "laptop")
-    assert "DOES NOT FIT" in text and "No other layout fits" in text
+    assert "DOES NOT FIT" in text and "No layout fits: take more" in text
 
 
 def test_options_reach_the_plan(capsys: pytest.CaptureFixture[str]) -> None:
@@ -121,6 +123,51 @@ def test_the_recipe_s_own_layout_is_planned_where_nothing_else_is_asked(
     assert (found["pp"], found["dp"], found["ep"]) == (1, 16, 4)
 
 
+@pytest.mark.parametrize(
+    ("recipe", "devices", "changes"),
+    [
+        ("nano", 2, ["parallel.pp=2"]),
+        ("nano", 4, ["parallel.pp=2", "parallel.ep=2", "stages.pretrain.batch=16"]),
+        ("nano", 2, ["parallel.pp=2", "parallel.schedule='DualPipeV'", "stages.pretrain.batch=24"]),
+        ("nano", 4, ["parallel.ep=2", "stages.pretrain.batch=16"]),
+        ("mini", 4, ["parallel.pp=2"]),
+        ("mini", 8, ["parallel.pp=2", "parallel.ep=2", "stages.pretrain.micro_batch=2"]),
+    ],
+)
+def test_a_plan_cuts_the_batch_as_a_run_does(
+    capsys: pytest.CaptureFixture[str], recipe: str, devices: int, changes: list[str]
+) -> None:
+    words = [word for key in changes for word in ("--set", key)]
+    out = call(capsys, "plan", recipe, "--cluster", f"laptopx{devices}", *words, "--json")[1]
+    layout = RunLayout(load_recipe(recipe, changes), devices)
+    stage = layout.recipe.stages[0]
+    assert json.loads(out)["layout"]["micro_batch"] == layout.micro_batch(stage)
+    if layout.plan:
+        assert json.loads(out)["micro_batches"] == layout.bubble(stage)[0]
+
+
+def test_schedules_that_cannot_be_have_no_figures(capsys: pytest.CaptureFixture[str]) -> None:
+    """One micro-batch for two ranks: DualPipe and DualPipeV want two for each rank."""
+    wish = ("plan", "mini", "--cluster", "h200x8", "--pp", "2", "--schedule", "ZB1P")
+    found = json.loads(call(capsys, *wish, "--json")[1])
+    lacking = found["schedules_lacking"]
+    assert lacking == dict.fromkeys(("DualPipe", "DualPipeV"), "needs 4 micro-batches")
+    by_schedule = found["bubble_fraction_by_schedule"]
+    assert [name for name, one in by_schedule.items() if one is None] == list(lacking)
+    assert by_schedule["ZB1P"] == found["bubble_fraction"]
+    text = call(capsys, *wish)[1]
+    assert re.search(r"DualPipe +needs 4 micro-batches", text)
+    enough = json.loads(call(capsys, *wish, "--micro-batch", "2", "--json")[1])
+    assert not enough["schedules_lacking"]
+    assert None not in enough["bubble_fraction_by_schedule"].values()
+
+
+def test_fp8_is_said_to_be_on_paper_only(capsys: pytest.CaptureFixture[str]) -> None:
+    wish = ("plan", "mini", "--cluster", "h200x8")
+    assert "fathom does not train in it yet" in call(capsys, *wish)[1]
+    assert "fathom does not train" not in call(capsys, *wish, "--no-fp8")[1]
+
+
 def test_full_sharding_is_the_recipe_s_or_asked_for(capsys: pytest.CaptureFixture[str]) -> None:
     base = ("plan", "v3-16b", "--cluster", "h100x16", "--ep", "4", "--json")
     asked, own, not_asked = (
@@ -146,6 +193,13 @@ def test_a_what_if_changes_the_whole_plan(capsys: pytest.CaptureFixture[str]) ->
     assert free["gpu_hours"]["total"] < plain["gpu_hours"]["total"]
     said = {one["name"]: one["tokens_per_second_per_gpu"] for one in plain["what_ifs"]}
     assert said["offload"] == pytest.approx(free["tokens_per_second_per_gpu"])
+
+
+def test_numbers_in_words() -> None:
+    assert gain(-0.0001) == gain(0.0001) == "0.0%" and gain(-0.001) == "-0.1%"
+    assert counted(1, "micro-batch") == "1 micro-batch" and counted(2, "device") == "2 devices"
+    assert counted(1200, "micro-batch") == "1,200 micro-batches"
+    assert gib(2**30 - 2**25) == "992.0 MiB" and gib(2**30) == "1.0 GiB"
 
 
 def test_segments_of_the_report() -> None:
@@ -178,7 +232,9 @@ REPORT = ("v3-671b", "--cluster", "h800x2048")
         ((*REPORT, "--stage", "lows"), "did you mean 'low'?"),
         (("v3-671b", "--cluster", "a100x2048", "--fp8"), "a100 has no FP8 products"),
         ((*REPORT, "--split", "a"), "must be whole numbers"),
-        ((*REPORT, "--split", "1,2"), "must be 1 numbers that make 61 layers"),
+        ((*REPORT, "--split", "4,4,3"), "and pp is 1; give --pp 3 too"),
+        ((*REPORT, "--pp", "2", "--split", "1,2"), "must be 2 numbers that make 61 layers"),
+        (("nano", "--cluster", "laptop", "--pp", "2"), "has 1; give --cluster laptopx2"),
         ((*REPORT, "--what-if", "offlod"), "did you mean 'offload'?"),
         ((*REPORT, "--recompute", "some"), "must be one of none, report, full"),
         ((*REPORT, "--price", "-1"), "price = -1.0 must be at least 0"),

@@ -57,7 +57,8 @@ def test_refused(text: str, said: str) -> None:
     ("content", "said"),
     [
         ("devices = [", "is not TOML"),
-        ('device = "h800"', "devices = None must be a whole number"),
+        ('device = "h800"', "devices is missing; say how many"),
+        ('devices = "8"\ndevice = "h800"', "devices = '8' must be a whole number"),
         ("devices = 4\ndevice = 3", "must be a name or a table"),
         ('devices = 4\n[device]\nname = "x"', r"\[device\] has no bf16"),
         ('devices = 4\nlike = "h800"\n[device]\nmemroy = 1', "did you mean 'memory'"),

@@ -12,7 +12,7 @@ from fathom.planning.layout import REPORT, PlannedLayout, check
 from fathom.planning.published import V2_LITE, V3
 from fathom.planning.rates import Rates
 from fathom.planning.search import Task, alternatives, choose, distance, sweep
-from fathom.planning.what_if import outcomes
+from fathom.planning.what_if import WHAT_IFS, outcomes
 
 SMALL = Task(V2_LITE, read_cluster("h100x8"), Rates(), 4096, 64)
 
@@ -46,6 +46,18 @@ def test_the_report_s_layout_is_chosen_for_the_report_s_cluster() -> None:
         choose(task, replace(REPORT, recompute="some"))
 
 
+def test_a_smaller_micro_batch_is_proposed_where_only_that_can_be() -> None:
+    task = replace(SMALL, batch=8)
+    with pytest.raises(PlanError, match=r"16 at a time, on h100x8; give --micro-batch 1$"):
+        choose(task, PlannedLayout(micro_batch=16, fp8=False))
+    assert choose(task, PlannedLayout(micro_batch=1, fp8=False)).micro_batch == 1
+
+
+def test_zbv_is_searched() -> None:
+    found = {one.layout.schedule for one in sweep(SMALL, PlannedLayout(dp=8, fp8=False))}
+    assert found == {"1F1B", "ZB1P", "ZBV", "DualPipe", "DualPipeV"}
+
+
 def test_what_ifs_of_the_report() -> None:
     """20 of 132 SMs back is at most 132 / 112 - 1; all of it is more than each."""
     found = {
@@ -57,6 +69,15 @@ def test_what_ifs_of_the_report() -> None:
     singles = [found[name].gain for name in ("tile-scaling", "fused-cast", "transposed-reads")]
     assert all(0 < gain < 0.1 for gain in singles)
     assert found["all"].gain > max(found["offload"].gain, *singles)
+
+
+@pytest.mark.parametrize("chosen", WHAT_IFS)
+def test_what_is_planned_with_is_no_what_if(chosen: str) -> None:
+    rates = WHAT_IFS[chosen].rates(Rates())
+    found = outcomes(V3, REPORT, DEVICES["h800"], rates, seq_len=4096, batch=15360)
+    names = {one.what_if.name for one in found}
+    assert chosen not in names and all(one.gain >= 0 for one in found)
+    assert bool(names) == (chosen != "all")
 
 
 def test_what_ifs_that_change_nothing_are_left_out() -> None:

@@ -13,7 +13,7 @@ from fathom.planning.block_time import BlockTime, Setting, Work, block_time, end
 from fathom.planning.cluster import DEVICES
 from fathom.planning.layout import REPORT, PlannedLayout
 from fathom.planning.overlap import pair_seconds
-from fathom.planning.published import V3
+from fathom.planning.published import V2_LITE, V3
 from fathom.planning.rates import Rates
 from fathom.planning.step_time import Chunk, StepTime, pair_time, step_time
 
@@ -99,6 +99,21 @@ def test_few_micro_batches_are_reckoned_as_1f1b() -> None:
     plain = step(replace(REPORT, overlap=False, schedule="DualPipe"), batch=3072)
     assert few.exposed == pytest.approx(plain.exposed)
     assert few.bubble_fraction > 0.25
+
+
+def test_few_micro_batches_fill_no_gaps() -> None:
+    """Of two ranks with one micro-batch the first waits for F and I of the second, W filling one gap of two."""
+
+    def bubble(schedule: str, count: int) -> float:
+        layout = PlannedLayout(pp=2, schedule=schedule, overlap=False, fp8=False)
+        return step_time(
+            V2_LITE, layout, DEVICES["h100"], Rates(), seq_len=4096, batch=count, mtp=False
+        ).bubble
+
+    by_formula = bubble("ZB1P", 4)
+    assert bubble("ZB1P", 1) == pytest.approx((bubble("1F1B", 1) + by_formula) / 2)
+    assert bubble("ZB1P", 1) > bubble("ZB1P", 3) >= by_formula
+    assert bubble("ZBV", 1) > 2 * bubble("ZBV", 4)
 
 
 def test_divided_sequences_keep_a_micro_batch_s_tokens() -> None:
