@@ -36,11 +36,11 @@ def run_micro_batch(recipe: Recipe, stage: Stage, layout: PlannedLayout) -> int:
 
 
 def run_lines(source: str, overrides: Sequence[str], stage: str, plan: Plan) -> list[str]:
-    """The command that runs what was planned, with every key that the recipe has otherwise; nothing where none can.
+    """The command that runs what was planned, with every key that the recipe has otherwise, or why not.
 
-    `source` and `overrides` are the recipe's as the user gave them, `stage` is the one that the plan shows. What is not
-    run today: FP8, interleaving, recomputing everything, an overlap that is not the schedule's. A line before tells of
-    layers that had to be moved, since a run has a layer on every stage.
+    `source` and `overrides` are the recipe's as the user gave them, `stage` is the one that the plan shows. Nothing for
+    what is not run today: FP8, interleaving, recomputing everything, an overlap that is not the schedule's. A line
+    before tells of layers that had to be moved, since a run has a layer on every stage.
     """
     layout, cluster = plan.layout, plan.task.cluster
     overlaps = layout.pp > 1 and layout.traits.overlaps
@@ -54,8 +54,8 @@ def run_lines(source: str, overrides: Sequence[str], stage: str, plan: Plan) -> 
         changes |= _changes(load_recipe(source, overrides), stage, plan, layout)
         words = [f"{key}={value}" for key, value in changes.items()]
         RunLayout(load_recipe(source, words), layout.world)
-    except FathomError:
-        return []
+    except FathomError as error:
+        return [f"the recipe as it is cannot be run so: {error}"]
     asked = " ".join(f"--set {quote(word)}" for word in words)
     return [*note, f"run it: {_start(cluster)} run {quote(source)} {asked}".rstrip()]
 
