@@ -152,7 +152,8 @@ def test_dualpipev_is_half_of_dualpipe() -> None:
     ("name", "stages", "microbatches", "why"),
     [
         ("DualPipes", 8, 20, "did you mean 'DualPipe'"),
-        ("1f1b", 8, 20, "known are GPipe, 1F1B"),
+        ("1f1b", 8, 20, "did you mean '1F1B'"),
+        ("chimera", 8, 20, "known are GPipe, 1F1B"),
         ("1F1B", 0, 20, "both must be at least 1"),
         ("GPipe", 2, 0, "both must be at least 1"),
         ("ZBV", 7, 20, "two on each rank.*cut the model into 6 or 8"),
