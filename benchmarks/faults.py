@@ -33,30 +33,13 @@ from typing import Any
 
 from harness import MIB, describe, environment, table, write_json
 from kill_and_resume import differing, outcome
+from small_model import MODEL
 
 import fathom
 
 RECIPE = """
 name = "faults"
-[model]
-vocab_size = 512
-hidden_size = 64
-intermediate_size = 96
-moe_intermediate_size = 32
-num_hidden_layers = 4
-num_attention_heads = 2
-q_lora_rank = 32
-kv_lora_rank = 32
-qk_nope_head_dim = 16
-qk_rope_head_dim = 8
-v_head_dim = 16
-n_routed_experts = 8
-num_experts_per_tok = 2
-n_group = 2
-topk_group = 1
-first_k_dense_replace = 1
-max_position_embeddings = 128
-[data]
+{model}[data]
 sources = [{source}]
 [ema]
 decay = 0.99
@@ -288,7 +271,8 @@ def main() -> None:
         place = Path(folder).resolve()
         source, recipe = place / "text", place / "recipe.toml"
         shutil.copytree(Path(fathom.__file__).parent, source)  # a text that nobody edits meanwhile
-        recipe.write_text(RECIPE.format(source=json.dumps(str(source)), steps=options.steps))
+        sizes = {"source": json.dumps(str(source)), "steps": options.steps}
+        recipe.write_text(RECIPE.format(model=MODEL.format(layers=4), **sizes))
         bench = Bench(place, recipe, options.steps)
         every = list(trials(bench, options.trials, options.seed))
         expected = references(bench, every)

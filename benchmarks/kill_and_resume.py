@@ -29,31 +29,14 @@ from typing import Any
 
 from harness import describe, environment, table, write_json
 from safetensors.torch import load_file
+from small_model import MODEL
 
 import fathom
 from fathom.runs.folder import LOGS, SPIKES
 
 RECIPE = """
 name = "kill-and-resume"
-[model]
-vocab_size = 512
-hidden_size = 64
-intermediate_size = 96
-moe_intermediate_size = 32
-num_hidden_layers = 3
-num_attention_heads = 2
-q_lora_rank = 32
-kv_lora_rank = 32
-qk_nope_head_dim = 16
-qk_rope_head_dim = 8
-v_head_dim = 16
-n_routed_experts = 8
-num_experts_per_tok = 2
-n_group = 2
-topk_group = 1
-first_k_dense_replace = 1
-max_position_embeddings = 128
-initializer_range = 0.02
+{model}initializer_range = 0.02
 [data]
 sources = [{source}]
 [checkpoint]
@@ -284,7 +267,7 @@ def measure(place: Path, options: argparse.Namespace) -> list[list[str]]:
     shutil.copytree(Path(fathom.__file__).parent, source)  # a text that nobody edits meanwhile
     first = options.steps // 2
     sizes = {"source": json.dumps(str(source)), "first": first, "second": options.steps - first}
-    recipe.write_text(RECIPE.format(**sizes))
+    recipe.write_text(RECIPE.format(model=MODEL.format(layers=3), **sizes))
     bench = Bench(place, recipe)
     started = time.perf_counter()
     bench.finish(place / "whole")

@@ -41,6 +41,8 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from device import device_name, device_of
 from harness import describe, environment, spread, table, write_json
+from small_model import MODEL
+from streams import beside
 
 from fathom import ModelConfig, Transformer
 from fathom.kernels.put_off import PutOff
@@ -97,24 +99,7 @@ CLOSE = 1e-5
 """‖difference‖ / ‖gradient‖ in float32, sums in another order."""
 RECIPE = """
 name = "smoke"
-[model]
-vocab_size = 512
-hidden_size = 64
-intermediate_size = 96
-moe_intermediate_size = 32
-num_hidden_layers = 3
-num_attention_heads = 2
-q_lora_rank = 32
-kv_lora_rank = 32
-qk_nope_head_dim = 16
-qk_rope_head_dim = 8
-v_head_dim = 16
-n_routed_experts = 8
-num_experts_per_tok = 2
-n_group = 2
-topk_group = 1
-first_k_dense_replace = 1
-[data]
+{model}[data]
 sources = ["stdlib"]
 [checkpoint]
 every = 5
@@ -255,40 +240,14 @@ def side_by_side(layers: Layers, order: Order) -> dict[str, float]:
         path = Path(folder) / "trace.json"
         profile.export_chrome_trace(str(path))
         events = json.loads(path.read_text())["traceEvents"]
-    kinds = ("kernel", "gpu_memcpy", "gpu_memset")
-    ran = [one for one in events if one.get("cat") in kinds and one.get("ph") == "X"]
-    streams: dict[int, list[tuple[float, float]]] = {}
-    for one in ran:
-        begin = float(one["ts"])
-        streams.setdefault(one["args"]["stream"], []).append((begin, begin + float(one["dur"])))
-    busiest = max(streams, key=lambda stream: sum(b - a for a, b in streams[stream]))
-    computing = _union(streams.pop(busiest))
-    network = _union([span for spans in streams.values() for span in spans])
-    both = sum(
-        max(0.0, min(end, other_end) - max(begin, other_begin))
-        for begin, end in network
-        for other_begin, other_end in computing
-    )
-    busy = sum(end - begin for begin, end in network)
-    return {"network_ms": busy / 1000, "both_ms": both / 1000, "share": both / max(busy, 1e-9)}
-
-
-def _union(spans: list[tuple[float, float]]) -> list[tuple[float, float]]:
-    """The same time in spans that do not overlap."""
-    found: list[tuple[float, float]] = []
-    for begin, end in sorted(spans):
-        if found and begin <= found[-1][1]:
-            found[-1] = (found[-1][0], max(end, found[-1][1]))
-        else:
-            found.append((begin, end))
-    return found
+    return beside(events)
 
 
 def smoke(device: torch.device) -> dict[str, Any]:
     """`torchrun -m fathom run` with one process: 20 steps, then 20 more with the same command."""
     with tempfile.TemporaryDirectory() as folder:
         recipe, out = Path(folder) / "smoke.toml", Path(folder) / "run"
-        recipe.write_text(RECIPE)
+        recipe.write_text(RECIPE.format(model=MODEL.format(layers=3)))
         torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
         command = [*torchrun, "--nproc-per-node=1", "-m", "fathom", "run", str(recipe)]
         command += ["--out", str(out)]

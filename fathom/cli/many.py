@@ -63,6 +63,8 @@ def _refused_by_all(check: Callable[[int], None], rank: int, world: int) -> None
 def _say_why(error: BaseException, rank: int, watch: Watch | None) -> int:
     """One line, or the traceback of a fault of ours; the exit status."""
     if watch is None:
+        if not isinstance(error, FathomError):
+            traceback.print_exception(error)
         _say(f"rank {rank}: {error}")
     elif lost_touch(error):
         _say_who(watch, error, rank)

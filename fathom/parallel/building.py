@@ -43,9 +43,7 @@ def stand_in(model: Transformer, device: torch.device) -> None:
 
 
 def _stand_in(old: Tensor, device: torch.device) -> Tensor:
-    if (
-        old.numel() == 1
-    ):  # is contiguous whatever its strides, so it is taken for a real one, and may be it
+    if old.numel() == 1:  # contiguous whatever its strides: taken for a real one, so it is one
         return torch.zeros(old.shape, dtype=old.dtype, device=device)
     return torch.zeros((), dtype=old.dtype, device=device).expand(old.shape)
 

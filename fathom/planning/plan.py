@@ -187,8 +187,8 @@ class Plan:
 
     @cached_property
     def predictions(self) -> list[Prediction]:
-        """Published runs, with the same rates."""
-        return predictions(self.task.rates)
+        """Published runs, with the constants of machines that there are, whatever is asked of this one."""
+        return predictions()
 
     @property
     def is_report(self) -> bool:

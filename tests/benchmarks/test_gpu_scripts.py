@@ -96,3 +96,14 @@ def test_refuses_a_machine_without_a_device(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(SystemExit, match="no CUDA device"):
         module.main(["--steps", "1"])
+
+
+def test_streams_beside_the_busiest(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Computation 0–10 and 12–20 ms on stream 7; transfers 2–4 (over each other) and 9–13 ms on two others."""
+    spans = [(7, 0, 10), (7, 12, 20), (8, 2, 4), (9, 3, 4), (9, 9, 13)]
+    events = [
+        {"cat": "kernel", "ph": "X", "ts": 1000 * a, "dur": 1000 * (b - a), "args": {"stream": s}}
+        for s, a, b in spans
+    ]
+    found = _module("streams", monkeypatch).beside([*events, {"cat": "cpu_op", "ph": "X"}])
+    assert found == {"network_ms": 6.0, "both_ms": 4.0, "share": pytest.approx(4 / 6)}
