@@ -51,16 +51,12 @@ def at_a_time(
     """Bytes of gathered weights, and of gradients that are whole, at most."""
     unit = units(config, layout, mtp)
     number = _gathered_bytes(device)
-    spread = layout.dp > layout.ep  # whether anybody else holds this rank's experts
-    weights = [
-        4 * dense + (number * experts if spread else 0.0)
-        for dense, experts in zip(unit.dense, unit.experts, strict=True)
-    ]
-    gradients = [
-        4 * (dense + (experts if spread else 0.0))
-        for dense, experts in zip(unit.dense, unit.experts, strict=True)
-    ]
-    return 4 * unit.ends + sum(sorted(weights)[-2:]), 4 * unit.ends + max(gradients)
+    gathered = layout.dp > layout.ep  # else nobody else holds this rank's experts
+    experts = unit.experts if gathered else (0.0,) * len(unit.experts)
+    blocks = list(zip(unit.dense, experts, strict=True))
+    weights = sorted(4 * dense + number * routed for dense, routed in blocks)
+    gradients = max(4 * (dense + routed) for dense, routed in blocks)
+    return 4 * unit.ends + sum(weights[-2:]), 4 * unit.ends + gradients
 
 
 def sent_bytes(

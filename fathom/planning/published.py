@@ -157,6 +157,6 @@ def predict(point: Point, rates: Rates) -> Prediction:
     return Prediction(point, step, step.tokens_per_second * good)
 
 
-def predictions(rates: Rates | None = None) -> list[Prediction]:
+def predictions() -> list[Prediction]:
     """All of them, with one set of constants."""
-    return [predict(point, rates or Rates()) for point in POINTS]
+    return [predict(point, Rates()) for point in POINTS]
